@@ -1,0 +1,40 @@
+"""llmbuilder: build, train and understand a small language model on your own text."""
+
+__version__ = "3.0.0"
+
+from importlib import import_module
+from importlib.util import find_spec
+
+# Every public name and the module that defines it. Names resolve on first use, so that `import llmbuilder`
+# (and the command line's --help) never waits for torch.
+_NAMES = {
+    "config": "Config ModelConfig TrainingConfig TokenizerConfig DataConfig GenerationConfig "
+    "LLMBuilderError ConfigError load_config presets",
+    "tokenizer": "Tokenizer TokenizerError train_tokenizer",
+    "data": "DataError DataReport TextDataset",
+    "model": "ModelError Transformer build_model count_parameters",
+    "device": "DeviceError pick_device seed_everything",
+    "checkpoint": "CheckpointError find_checkpoint list_checkpoints load_checkpoint load_model verify_checkpoint",
+    "training": "Callback RunControl Trainer TrainingError TrainingResults train_model",
+    "generation": "GenerationError SampleDuringTraining TextGenerator generate_text",
+    "runs": "Run RunError compare_runs list_runs load_run plot_run",
+    "dashboard": "AttentionInspector SamplingPlayground TokenizerExplorer TrainingDashboard show_run watch",
+    "export": "ExportError from_hf from_safetensors to_hf to_safetensors",
+    "pipeline": "Pipeline train",
+}
+_WHERE = {name: module for module, names in _NAMES.items() for name in names.split()}
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name):
+    if name in _WHERE:
+        value = getattr(import_module(f"{__name__}.{_WHERE[name]}"), name)
+        globals()[name] = value  # the next look-up is an ordinary one
+        return value
+    if not name.startswith("_") and find_spec(f"{__name__}.{name}"):  # lb.config, lb.data, ...
+        return import_module(f"{__name__}.{name}")
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__():
+    return sorted([*globals(), *__all__])
