@@ -1,0 +1,6 @@
+llmbuilder train model \
+  --data training_data.txt \
+  --tokenizer ./tokenizer \
+  --output ./model \
+  --epochs 10 \
+  --batch-size 16
