@@ -27,7 +27,7 @@ import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -38,7 +38,7 @@ from PIL import Image
 
 # %% ../nbs/13_dashboard.ipynb #5bd7dbd2
 from .checkpoint import CheckpointError, find_checkpoint, load_model
-from .config import GenerationConfig, LLMBuilderError, format_count, notify
+from .config import GenerationConfig, LLMBuilderError, notify
 from .generation import (
     FILTER_ORDER, SampleDuringTraining, TextGenerator, TokenScore, as_cli_call, as_python_call, evaluating,
     filter_stages, generate_ids, generation_config)
@@ -47,7 +47,7 @@ from .runs import (
     BLUE, GREEN, GREY, ORANGE, Run, as_run, default_span, describe_run, export_run, figure_png, list_runs, load_run,
     lr_marks, overlay_label, plot_curves, run_curves, series, thin, vocab_size)
 from .tokenizer import SPACE, Tokenizer
-from .training import Callback, Plot, ProgressBar, Trainer, TrainingResults, ui_mode
+from .training import Callback, Plot, ProgressBar, Trainer, ui_mode
 
 # %% ../nbs/13_dashboard.ipynb #e504a4fe
 class ViewError(LLMBuilderError, ValueError):
@@ -984,13 +984,13 @@ class TrainingDashboard(_TrainingButtons):
     def finish(self, error: BaseException | None):
         "A last picture, and then the still page in place of the widgets."
         self.starting, self.failed = False, error is not None
-        if error is not None and self.mode in ("widgets", "html"):
-            self.ui.problem.value = error_html(error, self.trainer.output_dir)
-        elif error is not None:
-            notify(f"training failed: {type(error).__name__}: {error}")
         self.draw()
         if self.png:
             self.ui.chart.value = small_png(self.png)  # a saved notebook may hold this one too
+        if error is not None and self.mode in ("widgets", "html"):  # last: its traceback, once opened, stays open
+            self.ui.problem.value = error_html(error, self.trainer.output_dir)
+        elif error is not None:
+            notify(f"training failed: {type(error).__name__}: {error}")
         self.freeze()
 
     def settle(self, timeout: float = 60):

@@ -22,6 +22,7 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -557,7 +558,7 @@ def export_run(
 # %% ../nbs/12_runs.ipynb #16f33219
 def course_folder() -> Path:
     "Where the notebooks of the course are: in the installed package, or beside it in a checkout of the repository."
-    here = Path(__file__).resolve().parent
+    here = Path(find_spec("llmbuilder").origin).resolve().parent
     for folder in here / "nbs", here.parent / "nbs":
         if any(folder.glob("*.ipynb")):
             return folder
@@ -589,8 +590,6 @@ def lab(
     *options: str,  # further words for JupyterLab, such as "--no-browser"
 ) -> int:  # JupyterLab's exit code
     "Copy the notebooks to a folder and start JupyterLab there; ends when JupyterLab ends."
-    from importlib.util import find_spec
-
     if find_spec("jupyterlab") is None:
         raise RunError("JupyterLab is not installed: pip install jupyterlab, or install llmbuilder with its lab extra")
     copied = copy_notebooks(folder)

@@ -30,14 +30,18 @@ class Trip(Callback):
     nb.run_all()
     page = nb.page
     page.get_by_text("wait() raised: tripped over").wait_for()
-    alert = page.get_by_role("alert")
-    alert.get_by_text("RuntimeError: tripped over <b>the cable</b>").first.wait_for()
-    alert.get_by_text("Traceback", exact=True).click()
-    alert.get_by_text("on_step").first.wait_for()
-    until(lambda: "failed" in page.locator(".lb-pill").first.inner_text(), "the status says failed")
-    assert json.loads((lab.root / "runs" / "broken" / "run.json").read_text())["status"] == "failed"
     still = page.locator("img[alt*='Run broken']")  # the widgets give way to a page with alternative text
     until(lambda: still.count() == 1, "a saved notebook keeps the picture")
+    alert = page.get_by_role("alert")
+    alert.get_by_text("RuntimeError: tripped over <b>the cable</b>").first.wait_for()
+    alert.get_by_text("Last good checkpoint").wait_for()
+    assert not alert.locator("pre").is_visible(), "the traceback is folded"
+    alert.get_by_text("Traceback", exact=True).click()
+    alert.get_by_text("on_step").first.wait_for()
+    page.wait_for_timeout(1500)
+    assert alert.locator("pre").is_visible(), "an opened traceback stays open"
+    until(lambda: "failed" in page.locator(".lb-pill").first.inner_text(), "the status says failed")
+    assert json.loads((lab.root / "runs" / "broken" / "run.json").read_text())["status"] == "failed"
 
     # a run that is killed with its kernel
     nb.append('killed = make_trainer("runs/killed", 1_000_000)\nwatch(killed)')
