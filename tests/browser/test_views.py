@@ -19,7 +19,7 @@ def test_failure_and_kernel_restart(notebook, lab):
         SETUP + """
 class Trip(Callback):
     def on_step(self, trainer, record):
-        if record["step"] == 30:
+        if record["step"] == 130:
             raise RuntimeError("tripped over <b>the cable</b>")
 """,
         'make_trainer("runs/whole", 40, progress=False).train()\nNone',
