@@ -4,6 +4,7 @@ from configparser import ConfigParser
 from pathlib import Path
 
 from setuptools import find_packages, setup
+from setuptools.command.build_py import build_py
 
 here = Path(__file__).resolve().parent
 ini = ConfigParser(delimiters=["="])
@@ -16,7 +17,22 @@ def words(key):
     return shlex.split(cfg.get(key, ""))
 
 
+class BuildWithCourse(build_py):
+    "A wheel carries the notebooks too, as llmbuilder/nbs, for `llmbuilder lab`; an editable install finds them in the repository."
+
+    def run(self):
+        super().run()
+        if self.editable_mode: return
+        for file in sorted(p for end in ("ipynb", "txt", "png") for p in (here / "nbs").rglob(f"*.{end}")):
+            place = file.relative_to(here / "nbs")
+            if any(part.startswith((".", "_")) or part == "runs" for part in place.parts): continue
+            target = Path(self.build_lib) / lib / "nbs" / place
+            self.mkpath(str(target.parent))
+            self.copy_file(str(file), str(target))
+
+
 setup(
+    cmdclass={"build_py": BuildWithCourse},
     name=cfg["lib_name"],
     version=cfg["version"],
     description=cfg["description"],

@@ -11,7 +11,8 @@ __all__ = ['COMMANDS', 'Switch', 'MaybePath', 'MaybeText', 'MaybeNumber', 'Paths
            'InteractiveArgs', 'slash', 'conversation', 'interactive', 'ConfigCreateArgs', 'ConfigShowArgs',
            'ConfigValidateArgs', 'config_create', 'config_show', 'config_validate', 'InfoArgs', 'info',
            'CheckpointVerifyArgs', 'CheckpointListArgs', 'checkpoint_list', 'checkpoint_verify', 'ExportHfArgs',
-           'ExportSafetensorsArgs', 'ImportArgs', 'export_hf', 'export_safetensors', 'import_model']
+           'ExportSafetensorsArgs', 'ImportArgs', 'export_hf', 'export_safetensors', 'import_model', 'LabArgs',
+           'lab_command']
 
 # %% ../nbs/16_cli.ipynb #e4cb53f6
 import contextlib
@@ -992,3 +993,28 @@ def import_model(args: ImportArgs) -> Answer:
     text = f"wrote {args.output}: a model with {format_count(model.config.num_parameters)} parameters"
     text += "" if own else "; its tokenizer is not one of llmbuilder's and was left out"
     return Answer(text, {"folder": args.output, "parameters": model.config.num_parameters, "tokenizer": own})
+
+# %% ../nbs/16_cli.ipynb #aa60b1e2
+@dataclass
+class LabArgs:
+    "Copy the notebooks of the course to a folder and open them in JupyterLab."
+
+    folder: Positional[str] = "llmbuilder-course"  # where the notebooks go; made if missing
+    copy_only: Switch = False  # copy, and do not start JupyterLab
+    no_browser: Switch = False  # start JupyterLab without opening a browser
+    port: MaybeNumber = None  # of the server; JupyterLab's own choice where left out
+    allow_root: Switch = False  # let JupyterLab run as root, as in a container
+
+# %% ../nbs/16_cli.ipynb #e99819dc
+@command("lab")
+def lab_command(args: LabArgs) -> Answer:
+    "Copy, then run JupyterLab until it ends."
+    from llmbuilder.runs import copy_notebooks, lab
+
+    if args.copy_only:
+        copied = copy_notebooks(args.folder)
+        return Answer(f"{len(copied)} files copied to {args.folder}", {"folder": args.folder, "files": copied})
+    options = [name for name, on in {"--no-browser": args.no_browser, "--allow-root": args.allow_root}.items() if on]
+    options += [] if args.port is None else [f"--port={args.port}"]
+    code = lab(args.folder, *options)
+    return Answer(f"JupyterLab ended with exit code {code}", {"folder": args.folder, "code": code}, int(code != 0))

@@ -1,12 +1,15 @@
 """The llmbuilder command: mostly main([...]) in this process; a process of its own where that is what is tested."""
+import contextlib
 import io
 import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 
 import pytest
@@ -556,3 +559,38 @@ def test_signals_save_and_stop(small_text, number, code, status):
     assert verify_checkpoint("model/checkpoints/latest_checkpoint.pt").step == run["step"] > 0
     assert main(["train", "resume", "model", "--max-steps", str(run["step"] + 2)]) == 0
     assert RunFolder("model").status()["step"] == run["step"] + 2
+
+
+# ---- the course
+
+def test_lab_copies_the_course_and_keeps_what_is_there(folder, call):
+    (folder / "course").mkdir()
+    (folder / "course" / "index.ipynb").write_text("mine")
+    code, out, err = call("lab", "course", "--copy-only")
+    assert code == 0 and "files copied to course" in out, err
+    assert (folder / "course" / "index.ipynb").read_text() == "mine"
+    assert (folder / "course" / "tutorials" / "watch_it_learn.ipynb").exists()
+    assert json.loads(call("lab", "course", "--copy-only", "--json")[1])["files"] == []
+
+
+@posix
+@pytest.mark.slow
+def test_lab_starts_jupyterlab_in_the_folder(folder):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    words = ["lab", "my course", "--no-browser", "--allow-root", "--port", str(port)]
+    server = subprocess.Popen([sys.executable, "-m", "llmbuilder", *words], env={**os.environ, "PYTHONPATH": str(ROOT)},
+                              stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, start_new_session=True)
+    try:
+        answer, end = None, time.monotonic() + 120
+        while answer is None and time.monotonic() < end:
+            assert server.poll() is None, "JupyterLab ended by itself"
+            time.sleep(0.5)
+            with contextlib.suppress(OSError):
+                answer = urllib.request.urlopen(f"http://127.0.0.1:{port}/api", timeout=10).read()
+        assert answer and "version" in json.loads(answer)
+        assert (folder / "my course" / "00_config.ipynb").exists()
+    finally:
+        os.killpg(server.pid, signal.SIGKILL)
+        server.wait()

@@ -106,6 +106,9 @@ def test_wheel_holds_the_package_and_its_licence_alone(built):
         names = z.namelist()
     assert {f"llmbuilder/{m}.py" for m in MODULES} <= set(names)
     assert any(n.endswith("LICENSE") for n in names)
+    notebooks = {p.relative_to(ROOT).as_posix() for p in (ROOT / "nbs").rglob("*.ipynb") if not p.parent.name.startswith(".")}
+    assert {f"llmbuilder/{n}" for n in notebooks} == {n for n in names if n.endswith(".ipynb")}
+    assert "llmbuilder/nbs/tinyshakespeare.txt" in names
     assert {n.split("/")[0].split("-")[0] for n in names} == {"llmbuilder"}
     assert not [n for n in names if "__pycache__" in n]
 
@@ -129,3 +132,6 @@ def test_wheel_installs_and_imports_elsewhere(built, folder, run):
     done = run("-c", "import llmbuilder; print(llmbuilder.__file__)", env={"PYTHONPATH": str(target)})
     assert done.stdout.startswith(str(target)), done.stdout + done.stderr
     assert list((target / "bin").glob("llmbuilder*"))
+    done = run("-m", "llmbuilder", "lab", "the course", "--copy-only", env={"PYTHONPATH": str(target)})
+    assert done.returncode == 0, done.stderr
+    assert (folder / "the course" / "tutorials" / "watch_it_learn.ipynb").exists()
