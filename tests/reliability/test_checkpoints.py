@@ -233,14 +233,13 @@ def test_case_05_best_and_epoch_are_made_again_when_latest_was_not_reached(tmp_p
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("full", [pytest.param(False, id="3-kills"), pytest.param(True, id="20-kills", marks=pytest.mark.full)])
-def test_case_05_killed_again_and_again_the_run_ends_where_it_would_have(tmp_path, nursery, measured, full):
+def test_case_05_killed_again_and_again_the_run_ends_where_it_would_have(tmp_path, nursery, measured, amount):
     "kill -9 at random moments, --resume auto after each: the final weights are those of the undisturbed run."
-    options = {"dropout": 0.1, "gradient_accumulation_steps": 2, "num_epochs": 40 if full else 12, "eval_every": 3, "log_every": 2}
+    options = {"dropout": 0.1, "gradient_accumulation_steps": 2, "num_epochs": amount(12, 40), "eval_every": 3, "log_every": 2}
     start = time.monotonic()
     assert nursery.call("run", tmp_path / "whole", options).code == 0
     duration = time.monotonic() - start
-    wanted, kills, runs, before_first_save = (20 if full else 3), 0, 0, 0
+    wanted, kills, runs, before_first_save = amount(3, 20), 0, 0, 0
     while kills < wanted:
         runs += 1
         folder = tmp_path / f"parts{runs}"

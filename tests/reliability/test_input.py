@@ -43,10 +43,9 @@ def complaint(result):
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("full", [pytest.param(False, id="100"), pytest.param(True, id="1000", marks=pytest.mark.full)])
-def test_bad_inputs_are_refused(place, nursery, measured, full):
+def test_bad_inputs_are_refused(place, nursery, measured, amount):
     "In one process, through the command's entry point: no traceback, exit code 1 or 2, one sentence, nothing on disk changed."
-    numbers, size = range(1000 if full else 100), 50
+    numbers, size = range(amount(100, 1000)), 50
     results = []
     for start in range(0, len(numbers), size):
         child = nursery.start("refuse_all", str(place), list(numbers[start:start + size]), cwd=place)
@@ -63,10 +62,9 @@ def test_bad_inputs_are_refused(place, nursery, measured, full):
 
 
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("full", [pytest.param(False, id="2"), pytest.param(True, id="20", marks=pytest.mark.full)])
-def test_bad_inputs_are_refused_by_real_processes(place, measured, full):
+def test_bad_inputs_are_refused_by_real_processes(place, measured, amount):
     "The same as `python -m llmbuilder`: nothing of this suite in the process."
-    wrong, count = [], 20 if full else 2
+    wrong, count = [], amount(2, 20)
     for number in range(5000, 5000 + count):
         kind, words = bad_inputs.bad_input(place, number)
         before = signatures(place)
