@@ -1,16 +1,19 @@
-"""Every field of TrainingConfig and ModelConfig has an effect: one run with it, one without, and what must differ."""
+"""Every setting has an effect: one run (or model, tokenizer, folder of texts, continuation) with it, one without, and what must differ."""
 
 import dataclasses
+import functools
 import math
 
 import numpy as np
 import pytest
 import torch
 
-from llmbuilder.config import ModelConfig, TrainingConfig
-from llmbuilder.data import TextDataset
+from llmbuilder.config import DataConfig, GenerationConfig, ModelConfig, TokenizerConfig, TrainingConfig
+from llmbuilder.data import TextDataset, find_files, load_documents
 from llmbuilder.device import seed_everything
+from llmbuilder.generation import TextGenerator
 from llmbuilder.model import build_model
+from llmbuilder.tokenizer import train_tokenizer
 from llmbuilder.training import Trainer, hold_out, train_model
 
 TOKENS = torch.from_numpy(np.random.default_rng(0).integers(0, 24, 16).repeat(3).reshape(16, 3).ravel()).repeat(12)  # 576 ids
@@ -122,12 +125,17 @@ def test_wandb_missing_is_one_sentence(tmp_path, monkeypatch):
     assert not list(tmp_path.iterdir())
 
 
-def test_compile(tmp_path, capsys):
-    "Compiled and eager runs agree; where no compiler is at hand the notice says so."
+def test_compile(tmp_path, monkeypatch):
+    "The run goes through torch.compile and ends as the eager one does; what the real backend computes is in test_model.py."
+    whole = torch.nn.Module.compile
+    monkeypatch.setattr("llmbuilder.device._compile_problem", lambda kind: None)  # this backend needs no C++ compiler
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda self: whole(self, backend="aot_eager"))
+    torch._dynamo.reset()
+    torch._dynamo.utils.counters.clear()
     eager, compiled = train(tmp_path / "a", max_steps=2), train(tmp_path / "b", max_steps=2, compile=True)
-    told = "compile" in capsys.readouterr().err
-    assert told or compiled.trainer.model._compiled_call_impl is not None
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     assert eager.losses == pytest.approx(compiled.losses, abs=1e-4)
+    assert set(eager.trainer.model.state_dict()) == set(compiled.trainer.model.state_dict())
 
 
 # The model's fields: what each must change, looked at without training.
@@ -174,6 +182,85 @@ def test_every_model_field_is_in_the_table():
 def test_model_field(field):
     value, common, holds = MODEL_TABLE[field]
     assert holds(model(**common).eval(), model(**{**common, field: value}).eval())
+
+
+# The tokenizer's fields: two tokenizers of one text.
+NUMBERED = ["In 1984 the harbour held 1984 boats, and by 1991 it held 1991.\n" * 30, "A rare \u03b6 once.\n", "The quay was quiet.\n" * 300]
+TOKENIZER_TABLE = {
+    "vocab_size": (280, lambda a, b: (a.vocab_size > 280) and b.vocab_size == 280),
+    "model_type": ("char", lambda a, b: b.model_type == "char" and len(b.encode("harbour")) == 7 > len(a.encode("harbour"))),
+    "character_coverage": (1.0, lambda a, b: (len(a.encode("\u03b6")), len(b.encode("\u03b6"))) == (2, 1)),  # bytes, then a piece
+    "max_training_bytes": (200, lambda a, b: b.vocab_size < a.vocab_size),
+    "split_digits": (True, lambda a, b: len(b.encode("1984")) == 4 > len(a.encode("1984"))),
+}
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(TokenizerConfig)])
+def test_tokenizer_field(field):
+    value, holds = TOKENIZER_TABLE[field]
+    assert holds(train_tokenizer(NUMBERED, vocab_size=400), train_tokenizer(NUMBERED, **{"vocab_size": 400, field: value}))
+
+
+# The data's fields: what is read from one folder.
+SENTENCE = "The boats lay close together on the grey water while the old keeper counted the ropes {} more.\n"
+FILES = {"a.txt": SENTENCE.format("once"), "b.txt": SENTENCE.format("once"), "c.txt": SENTENCE.format("twice"), "short.txt": "ab\n",
+         "blank.txt": "up\n\n\n\n\ndown\n", "crlf.txt": "one\r\ntwo\r\n", "accent.txt": "cafe\u0301 \ufb01sh\n", "page.md": "# Quay\n"}
+DATA_TABLE = {
+    "extensions": ((".txt", ".md"), lambda a, b: sorted({*b} - {*a}) == ["# Quay\n"]),
+    "text_field": ("body", lambda a, b: True),  # of .jsonl files: below
+    "clean": (False, lambda a, b: "caf\u00e9 \ufb01sh\n" in a and FILES["accent.txt"] in b and FILES["blank.txt"] in b),
+    "unicode_form": ("NFKC", lambda a, b: "caf\u00e9 \ufb01sh\n" in a and "caf\u00e9 fish\n" in b),
+    "newlines": ("lf", lambda a, b: FILES["crlf.txt"] in a and "one\ntwo\n" in b),
+    "max_blank_lines": (0, lambda a, b: "up\n\n\ndown\n" in a and "up\ndown\n" in b),
+    "deduplicate": (False, lambda a, b: (a.count(FILES["a.txt"]), b.count(FILES["a.txt"])) == (1, 2)),
+    "near_duplicates": (0.5, lambda a, b: FILES["c.txt"] in a and FILES["c.txt"] not in b),
+    "min_chars": (5, lambda a, b: "ab\n" in a and "ab\n" not in b),
+}
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(DataConfig)])
+def test_data_field(field, tmp_path):
+    for name, content in FILES.items(): (tmp_path / name).write_bytes(content.encode())
+    value, holds = DATA_TABLE[field]
+    plain, changed = ([*load_documents(find_files(tmp_path, c), c)] for c in (DataConfig(), DataConfig(**{field: value})))
+    assert holds(plain, changed)
+
+
+def test_text_field_of_a_jsonl_file(tmp_path):
+    path = tmp_path / "lines.jsonl"
+    path.write_text('{"text": "one", "body": "two"}\n')
+    assert [*load_documents([path])] == ["one"] and [*load_documents([path], DataConfig(text_field="body"))] == ["two"]
+
+
+# The generation's fields: two continuations of one prompt by one model.
+DICE = dict(max_new_tokens=40, seed=3, temperature=2.0)
+GENERATION_TABLE = {
+    "max_new_tokens": (5, {}, lambda a, b: a.startswith(b) and len(b) < len(a)),
+    "temperature": (0.0, {}, lambda a, b: a != b),
+    "top_k": (1, {}, lambda a, b: b == write(temperature=0.0) != a),
+    "top_p": (0.01, {}, lambda a, b: b == write(temperature=0.0) != a),
+    "min_p": (1.0, {}, lambda a, b: b == write(temperature=0.0) != a),
+    "repetition_penalty": (50.0, {"temperature": 0.3}, lambda a, b: doubled(a) > doubled(b) == 0),
+    "stop": (("8",), {}, lambda a, b: a.startswith(b + "8") and "8" not in b),
+    "seed": (4, {}, lambda a, b: a != b and a == write() and b == write(seed=4)),
+}
+
+
+@functools.cache
+def writer():
+    tokenizer = train_tokenizer(NUMBERED, model_type="char")
+    seed_everything(0)
+    return TextGenerator(build_model(ModelConfig(**SHAPE | {"vocab_size": tokenizer.vocab_size, "max_seq_length": 64, "init_std": 0.3})), tokenizer)
+
+
+def doubled(text): return sum(x == y and x.isascii() for x, y in zip(text, text[1:]))
+def write(**settings): return writer().generate("T", **{**DICE, **settings})
+
+
+@pytest.mark.parametrize("field", [f.name for f in dataclasses.fields(GenerationConfig)])
+def test_generation_field(field):
+    value, common, holds = GENERATION_TABLE[field]
+    assert holds(write(**common), write(**{**common, field: value}))
 
 
 def test_results_carry_the_guides_attributes(tmp_path):

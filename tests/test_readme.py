@@ -1,10 +1,8 @@
 """What README.md says: its commands are taken from the file and run as they stand."""
+import ast
 import re
 import shlex
-import shutil
 from pathlib import Path
-
-import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -44,18 +42,15 @@ def test_first_command_installs_with_constraints_and_trains():
     assert train[:2] == [".venv/bin/python", "docs/train_model.py"]
 
 
-@pytest.mark.slow
-def test_first_command_trains_and_generates(folder, run):
-    train = commands(block("bash", "venv"))[-1]
-    shutil.copytree(ROOT / "Model_Test", folder / "Model_Test", ignore=shutil.ignore_patterns("output"))
-    shutil.copytree(ROOT / "docs", folder / "docs")
-    done = run(*train[1:])
-    assert done.returncode == 0, done.stderr[-2000:]
-    prompt = train[train.index("--prompt") + 1]
-    assert done.stdout.split("Sample generation:\n")[1].startswith(prompt)
-    made = {p.name for p in (folder / "Model_Test/output/checkpoints").iterdir()}
-    assert {"latest_checkpoint.pt", "best_checkpoint.pt", "epoch_0005.pt"} <= made
-    assert (folder / "Model_Test/output/tokenizer").is_dir()
+def guide(name):
+    "A snippet of the training guide; test_guide.py runs it."
+    return (ROOT / "tests" / "guide" / name).read_text(encoding="utf-8")
+
+
+def test_first_command_is_the_guides():
+    "Word for word what test_guide.py pastes into a shell, whose output it looks at: no need to train a second time."
+    train, theirs = commands(block("bash", "venv"))[-1], commands(re.sub("^#.*$", "", guide("model_test.sh"), flags=re.M))[0]
+    assert train[1:] == theirs[1:] and theirs[0] == "python"
 
 
 def test_second_command_is_what_ci_runs():
@@ -64,16 +59,20 @@ def test_second_command_is_what_ci_runs():
     assert "bash tools/test.sh" in (ROOT / ".ci/run").read_text(encoding="utf-8")
 
 
-@pytest.mark.slow
-def test_parts_in_python(small_text, run):
-    done = run("-c", block("python", "TextDataset"))
-    assert done.returncode == 0, done.stderr[-2000:]
+def test_parts_in_python_are_the_guides_quick_start():
+    "The same statements, the imports first; test_guide.py runs them."
+    statements = [sorted(ast.unparse(line) for line in ast.parse(code).body) for code in (block("python", "TextDataset"), guide("quick_start.py"))]
+    assert statements[0] == statements[1]
 
 
-@pytest.mark.slow
-def test_command_line(small_text, run, cli):
-    for name, *args in commands(block("bash", "llmbuilder train")):
-        assert name == "llmbuilder"
-        done = cli(*args)
-        assert done.returncode == 0, done.stderr[-2000:]
-    assert done.stdout.startswith(args[args.index("--prompt") + 1])
+def test_command_line(small_text, capsys):
+    "The first command is the guide's, which test_guide.py runs; the second continues a text with what such a run leaves."
+    from llmbuilder.cli import main
+
+    (llmbuilder, *train), (_, *generate) = commands(block("bash", "llmbuilder train"))
+    assert [llmbuilder, *train] == commands(guide("train_model.sh"))[0]
+    small = "--preset tiny --vocab-size 300 --block-size 16 --training.max-steps 1".split()
+    assert main([*train, *small]) == 0
+    capsys.readouterr()
+    assert main(generate) == 0
+    assert capsys.readouterr().out.startswith(generate[generate.index("--prompt") + 1])

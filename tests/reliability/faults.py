@@ -240,11 +240,13 @@ def run_paused(folder, options):
     return {"finished": 0, "interrupted": 130, "terminated": 143}.get(results.status, 1)
 
 
-def run_in_a_terminal_that_closes(folder, options):
+def run_in_a_terminal_that_closes(folder, options, nohup=False):
     "The terminal goes away at step 4, under a progress bar: nothing can be printed from then on."
     from llmbuilder.training import ProgressBar
 
     os.environ["LLMBUILDER_UI"] = "bar"
+    if nohup:
+        signal.signal(signal.SIGHUP, signal.SIG_IGN)
 
     def close(trainer):
         os.close(2)
@@ -252,7 +254,7 @@ def run_in_a_terminal_that_closes(folder, options):
 
     trainer = make_trainer(folder, [at_step(4, close)], **options)
     trainer.callbacks.append(ProgressBar())
-    return {"terminated": 143}.get(trainer.train().status, 1)
+    return {"finished": 0, "terminated": 143}.get(trainer.train().status, 1)
 
 
 def cli(*argv):
@@ -494,6 +496,7 @@ def _become(job):
             os.dup2(fd, number)
             os.close(fd)
         signal.signal(signal.SIGINT, signal.default_int_handler)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # ignored where these tests run under nohup, and that is inherited
         os.chdir(job["cwd"])
         os.environ.update(job["env"])
         if job["umask"] is not None:

@@ -326,6 +326,12 @@ def test_case_20_a_closed_terminal_is_like_sigterm(tmp_path, nursery):
     assert verify_checkpoint(find_checkpoint(tmp_path / "run")).step == 4
 
 
+def test_case_20_under_nohup_a_closed_terminal_changes_nothing(tmp_path, nursery):
+    child = nursery.call("run_in_a_terminal_that_closes", tmp_path / "run", {"num_epochs": 2, "save_every": 0}, True)
+    assert child.code == 0
+    assert RunFolder(tmp_path / "run").status()["status"] == "finished"
+
+
 def test_requests_are_answered_while_paused(tmp_path):
     "A dashboard that samples from a paused run gets its copy of the model."
     trainer = make_trainer(tmp_path / "run", [at_step(3, lambda t: t.pause())])
