@@ -550,7 +550,7 @@ def load_documents(
         yield document
     if not report.kept_documents:
         names = ", ".join(str(file) for file in files[:3]) + ", ..." * (len(files) > 3)
-        what = f"left out: {report.left_out()}" if report.documents else "no documents"
+        what = f"left out: {report.left_out()}" if report.bytes else "0 bytes"
         raise DataError(f"There is no text in {names} ({what}); put text there, or lower data.min_chars.")
 
 # %% ../nbs/02_data.ipynb #24b86430

@@ -162,6 +162,8 @@ def make_plan(
     files = find_files(data_path, config.data, exclude=(output_dir,))
     text_key = stage_key("text", fingerprint_files(files), config.data.to_dict())
     place = output_dir / "tokenizer" if tokenizer_dir is None else Path(tokenizer_dir).expanduser()
+    if place.exists() and not place.is_dir():
+        raise ConfigError(f"the tokenizer folder {place} is a file; name a folder.")
     named = [data_path] if isinstance(data_path, str | Path) else list(data_path)
     source = [str(Path(path).expanduser().absolute()) for path in named]
     return Plan(files, output_dir, config, place, tokenizer_dir is None, text_key, source)
@@ -383,7 +385,8 @@ def run_plan(
     callbacks: Iterable[Callback] = (),  # further listeners
 ) -> Pipeline:
     "Carry out a plan: tokenizer, tokens, model, training. Raises LLMBuilderError, OSError."
-    if resume not in (None, "auto"):  # a bad checkpoint is refused before anything is written
+    pick_device(plan.config.training.device)  # one that is not here is refused before anything is written,
+    if resume not in (None, "auto"):  # and so is a bad checkpoint
         (find_checkpoint if Path(resume).is_dir() else verify_checkpoint)(resume)
     with _locked(plan.output_dir):
         records = StageRecords(plan.output_dir)

@@ -378,7 +378,9 @@ def _write(
     tokenizer: _Pieces,
     folder: Path,
 ) -> Path:  # the folder
-    "Write `tokenizer.model` and `tokenizer_config.json`, each whole or not at all. Raises OSError."
+    "Write `tokenizer.model` and `tokenizer_config.json`, each whole or not at all. Raises TokenizerError, OSError."
+    if folder.exists() and not folder.is_dir():
+        raise TokenizerError(f"A tokenizer cannot be saved in {folder}, which is a file; name a folder.")
     folder.mkdir(parents=True, exist_ok=True)
     info = {"format_version": 1, "model_type": tokenizer.model_type, "vocab_size": tokenizer.vocab_size}
     info["fingerprint"] = tokenizer.fingerprint

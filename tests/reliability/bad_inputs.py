@@ -190,7 +190,8 @@ def bad_flags(place, bad, rng):
     if what == 4:
         return rng.choice([[*TRAIN, "--resume", "--overwrite"], [*TRAIN, "stray"], [*TRAIN, "--epochs"], TRAIN[:2], ["train"],
                            [*TRAIN[:4], "--output", "text.txt", *SMALL], [*TRAIN, "--preset", "../tiny"], [*TRAIN, "--preset", "huge"],
-                           [*TRAIN, "--preset", str(place / "good.json")], ["train", "model", "--data", "--output", "new"]])
+                           [*TRAIN, "--preset", str(place / "good.json")], ["train", "model", "--data", "--output", "new"],
+                           [*TRAIN, "--tokenizer", "text.txt"], [*TRAIN, "--training.device", "cuda:99"]])
     if what == 5:
         word = rng.choice(["trian", "genrate", "chekpoint", "config crate", "model", "checkpoint", "../x", "--", "train tokenizr", "\x00", "💥"])
         return [*word.split(" "), "--data", "text.txt"]
