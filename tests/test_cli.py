@@ -415,6 +415,32 @@ def test_train_tokenizer(small_text, call):
     assert Tokenizer.load("my tok").model_type == "char"
 
 
+def test_train_tokenizer_reads_data_settings_from_flag_environment_and_file(folder, call, text, monkeypatch):
+    Path("texts").mkdir()
+    Path("texts/page.md").write_text(text)
+    words = ["train", "tokenizer", "--data", "texts", "--vocab-size", "280", "--overwrite", "--json"]
+    code, _, err = call(*words)
+    assert code == 1 and "data.extensions" in one_sentence(err)
+    assert call(*words, "--data.extensions", ".md")[0] == 0
+    load_config(**{"data.extensions": (".md",), "tokenizer.model_type": "char"}).save("my.toml")
+    assert call(*words, "--config", "my.toml")[0] == 0 and Tokenizer.load("tokenizer").model_type == "char"
+    assert call(*words, "--config", "my.toml", "--model-type", "bpe")[0] == 0 and Tokenizer.load("tokenizer").model_type == "bpe"
+    monkeypatch.setenv("LLMBUILDER_DATA__EXTENSIONS", ".txt")
+    assert call(*words, "--config", "my.toml")[0] == 1
+
+
+def test_train_tokenizer_into_a_file(small_text, call):
+    code, _, err = call("train", "tokenizer", "--data", "training_data.txt", "--output", "training_data.txt")
+    assert code == 1 and "is a file; name a folder" in one_sentence(err)
+    code, _, err = call(*TRAIN, "--tokenizer", "training_data.txt")
+    assert code == 2 and "is a file; name a folder" in one_sentence(err) and not Path("model").exists()
+
+
+def test_a_device_that_is_not_here_is_refused_before_anything_is_written(small_text, call):
+    code, _, err = call(*TRAIN, "--training.device", "cuda:99")
+    assert code == 1 and "cuda" in one_sentence(err) and [p.name for p in Path().iterdir()] == ["training_data.txt"]
+
+
 # ---- generating
 
 def test_generate(model, call):
@@ -439,6 +465,16 @@ def test_generation_settings_from_the_environment(model, call, monkeypatch):
     monkeypatch.setenv("LLMBUILDER_GENERATION__MAX_NEW_TOKENS", "0")
     assert call("generate", "--model", "model", "--prompt", "The")[1] == "The\n"
     assert call("generate", "--model", "model", "--prompt", "The", "--max-new-tokens", "9")[1] != "The\n"
+
+
+def test_generation_settings_from_a_file(model, call, monkeypatch):
+    load_config(preset="tiny", max_new_tokens=0).save("quiet.json")
+    ask = ["generate", "--model", "model", "--prompt", "The", "--config", "quiet.json"]
+    assert call(*ask)[1] == "The\n"
+    assert call(*ask, "--max-new-tokens", "9")[1] != "The\n"
+    monkeypatch.setattr("sys.stdin", io.StringIO("The\n"))
+    assert call("interactive", "--model", "model", "--config", "quiet.json")[1] == "The\n"
+    assert call("generate", "--model", "model", "--prompt", "The", "--config", "none.json")[0] == 2
 
 
 def test_generate_with_the_wrong_tokenizer(model, call):
