@@ -110,8 +110,10 @@ def overview(
 
 # %% ../nbs/16_cli.ipynb #5f18738a
 _FOOTER = """`llmbuilder COMMAND --help` explains a command. Every command takes --json (the result as one JSON object)
-and --debug (a traceback with an error). Exit codes: 0 done, 1 failed, 2 wrong usage or settings,
-130 stopped by Ctrl-C, 143 stopped by SIGTERM; a training run is saved before it stops."""
+and --debug (a traceback with an error). A setting is taken from its flag (--training.seed 7), else from the
+environment (LLMBUILDER_TRAINING__SEED=7), else from --config FILE, else from --preset NAME.
+Exit codes: 0 done, 1 failed, 2 wrong usage or settings, 130 stopped by Ctrl-C, 143 stopped by SIGTERM;
+a training run is saved before it stops."""
 
 # %% ../nbs/16_cli.ipynb #983aba7a
 def _meanings(text: str, hint: Any) -> list[Any]:
