@@ -39,7 +39,9 @@ def run(name):
     done = ROOT / f".nbtext/{name}.done.ipynb"
     done.parent.mkdir(parents=True, exist_ok=True)
     cmd = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", str(nb), "--output", str(done)]
-    subprocess.run(cmd, cwd=nb.parent, check=True, env={**os.environ, "LLMBUILDER_UI": "text"}, stdin=subprocess.DEVNULL)
+    env = {**os.environ, "LLMBUILDER_UI": "text"}
+    env.pop("MPLBACKEND", None)  # with agg, as tests set it, no plot would be shown, and none kept
+    subprocess.run(cmd, cwd=nb.parent, check=True, env=env, stdin=subprocess.DEVNULL)
     with LOCK:
         doc, old = jupytext.read(done), jupytext.read(nb)
         if [c.source for c in doc.cells] != [c.source for c in old.cells]:
