@@ -16,6 +16,7 @@ _NAMES = {
     "device": "DeviceError pick_device seed_everything",
     "checkpoint": "CheckpointError find_checkpoint list_checkpoints load_checkpoint load_model verify_checkpoint",
     "training": "Callback RunControl Trainer TrainingError TrainingResults train_model",
+    "advanced": "CostEstimate average_checkpoints estimate_cost find_lr find_micro_batch",
     "generation": "GenerationError SampleDuringTraining TextGenerator generate_text",
     "runs": "Run RunError compare_runs list_runs load_run plot_run",
     "dashboard": "AttentionInspector SamplingPlayground TokenizerExplorer TrainingDashboard show_run watch",

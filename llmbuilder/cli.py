@@ -7,12 +7,11 @@ __all__ = ['COMMANDS', 'Switch', 'MaybePath', 'MaybeText', 'MaybeNumber', 'Paths
            'ResumeFlag', 'OptionalPath', 'Answer', 'UsageError', 'json_value', 'Command', 'command', 'overview',
            'environment', 'Settings', 'base_config', 'resolve', 'Common', 'flags_of', 'closest_flag', 'check_flags',
            'parse', 'choose', 'fail', 'main', 'TrainModelArgs', 'train_model', 'TrainResumeArgs', 'train_resume',
-           'TextSettings', 'TrainTokenizerArgs', 'train_tokenizer', 'ModelArgs', 'open_generator', 'GenerateArgs',
-           'generate', 'InteractiveArgs', 'slash', 'conversation', 'interactive', 'ConfigCreateArgs', 'ConfigShowArgs',
-           'ConfigValidateArgs', 'config_create', 'config_show', 'config_validate', 'InfoArgs', 'info',
-           'CheckpointVerifyArgs', 'CheckpointListArgs', 'checkpoint_list', 'checkpoint_verify', 'ExportHfArgs',
-           'ExportSafetensorsArgs', 'ImportArgs', 'export_hf', 'export_safetensors', 'import_model', 'LabArgs',
-           'lab_command']
+           'EstimateArgs', 'estimate', 'TrainTokenizerArgs', 'train_tokenizer', 'ModelArgs', 'open_generator',
+           'GenerateArgs', 'generate', 'InteractiveArgs', 'slash', 'conversation', 'interactive', 'ConfigCreateArgs',
+           'ConfigShowArgs', 'ConfigValidateArgs', 'config_create', 'config_show', 'config_validate', 'InfoArgs',
+           'info', 'CheckpointVerifyArgs', 'CheckpointListArgs', 'checkpoint_list', 'checkpoint_verify', 'ExportHfArgs',
+           'ExportSafetensorsArgs', 'ImportArgs', 'export_hf', 'export_safetensors', 'import_model']
 
 # %% ../nbs/16_cli.ipynb #e4cb53f6
 import contextlib
@@ -353,7 +352,7 @@ def _defaults(cls: type, argv: list[str]) -> Any:
             base = base_config(_peek(argv, "--preset"), _peek(argv, "--config"))
             values[f.name] = Settings(**{section: getattr(base, section) for section in SECTIONS})
         elif hint in SECTIONS.values():
-            values[f.name] = getattr(load_config(_peek(argv, "--config"), **environment()), hint._path)
+            values[f.name] = getattr(load_config(**environment()), hint._path)
         elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             values[f.name] = _defaults(hint, argv) if dataclasses.is_dataclass(hint) else tyro.MISSING
     return cls(**values)
@@ -431,6 +430,14 @@ def _describe_error(error: BaseException) -> str:
     return f"unexpected {type(error).__name__}: {error}; this is a mistake in llmbuilder, and --debug shows where"
 
 # %% ../nbs/16_cli.ipynb #c32a82d3
+def _speaks(error: Exception | None = None) -> bool:
+    "Whether this process prints an answer, or this error."
+    device = sys.modules.get("llmbuilder.device")
+    if os.environ.get("RANK", "0") in ("", "0"):
+        return True
+    return error is not None and device is not None and device.several() and not isinstance(error, device.ToldError)
+
+# %% ../nbs/16_cli.ipynb #7462f2fd
 def fail(
     error: Exception,
     debug: bool = False,  # print the traceback
@@ -439,6 +446,8 @@ def fail(
     "Say what went wrong."
     if debug:
         traceback.print_exception(error)
+    if not _speaks(error):
+        return 1
     sentence = _describe_error(error)
     print(f"error: {sentence}", file=sys.stderr)
     if as_json:
@@ -453,6 +462,8 @@ def _run(argv: list[str]) -> int:
         return 0
     chosen, rest = choose(argv)
     answer = chosen.run(parse(chosen, rest))
+    if not _speaks():
+        return answer.code
     whole = isinstance(answer.text, str)
     if "--json" in argv:
         data = answer.data if whole else answer.data | {"text": "".join(answer.text).removesuffix("\n")}
@@ -513,14 +524,16 @@ class TrainModelArgs:
     resume: ResumeFlag = _alone("auto")  # go on with the run in the output folder, or from a checkpoint
     overwrite: Switch = False  # start anew; an earlier run in the output folder moves to checkpoints.N
     prompt: MaybeText = None  # continue this text when training is done
-    dry_run: Switch = False  # show what would run, and stop
+    strategy: MaybeText = None  # several processes, started with torchrun: ddp or fsdp, like --training.strategy
+    dry_run: Switch = False  # show what would run and what it will need, and stop
     settings: SettingsFlags = field(default_factory=Settings)
 
 # %% ../nbs/16_cli.ipynb #47bd1c40
 def _train_config(args: TrainModelArgs) -> Config:
     "All layers, and a word about the preset."
     s = args.settings
-    config = resolve(s, **{"training.num_epochs": args.epochs, "training.batch_size": args.batch_size})
+    config = resolve(s, **{"training.num_epochs": args.epochs, "training.batch_size": args.batch_size,
+                           "training.strategy": args.strategy})
     start = s.config if s.config and not s.preset else f"preset {s.preset or DEFAULT_PRESET}"
     notify(f"settings: {start}, {config.model.num_layers} layers of width {config.model.embedding_dim}, "
            f"context of {config.block_size} tokens")
@@ -530,21 +543,23 @@ def _train_config(args: TrainModelArgs) -> Config:
 @command("train model")
 def train_model(args: TrainModelArgs) -> Answer:
     "The whole way from text to model."
+    from llmbuilder.device import on_main
     from llmbuilder.pipeline import keep_tokenizer, make_plan, run_plan
-    from llmbuilder.training import new_run_folder
+    from llmbuilder.training import join, new_run_folder
 
     if args.resume and args.overwrite:
         raise UsageError("--resume goes on with the earlier run and --overwrite starts anew; give one of them")
     config = _train_config(args)
     plan = make_plan(args.data, args.output or "runs/new", config, args.tokenizer)
-    status = plan.status() if args.output else "none"
+    join(config.training)
+    status = on_main(plan.status) if args.output else "none"
     if args.dry_run:
         return _show_plan(plan, status)
     if status != "none" and not args.resume and not args.overwrite:
         raise LLMBuilderError(f"{args.output} holds an earlier run ({status}): --resume goes on with it, --overwrite "
                               "moves it to checkpoints.N and starts anew")
     if not args.output:
-        plan = make_plan(args.data, new_run_folder(), config, args.tokenizer)
+        plan = make_plan(args.data, on_main(new_run_folder), config, args.tokenizer)
     plan = keep_tokenizer(plan) if args.resume else plan
     return _report(run_plan(plan, resume=args.resume, overwrite=args.overwrite), args.prompt)
 
@@ -577,6 +592,31 @@ def _plural(n: int, what: str) -> str:
     return f"{n:,} {what}{'s' * (n != 1)}"
 
 # %% ../nbs/16_cli.ipynb #128bae97
+def _text_tokens(plan: Any) -> int:
+    "Tokens of the text: measured on its beginning where there is a tokenizer, else guessed from its bytes."
+    from llmbuilder.tokenizer import Tokenizer
+
+    if not (plan.tokenizer_dir / "tokenizer.model").exists():
+        return plan.n_bytes // (1 if plan.config.tokenizer.model_type == "char" else 3)
+    with open(plan.files[0], "rb") as file:
+        sample = file.read(200_000)
+    tokens = Tokenizer.load(plan.tokenizer_dir).encode(sample.decode("utf-8", errors="ignore"))
+    return round(plan.n_bytes * len(tokens) / max(len(sample), 1))
+
+# %% ../nbs/16_cli.ipynb #710fe035
+def _estimate(plan: Any, probe_steps: int = 3) -> Any:
+    "A CostEstimate of a plan, with the vocabulary of its tokenizer where there is one."
+    from llmbuilder.advanced import estimate_cost
+    from llmbuilder.pipeline import model_config
+    from llmbuilder.tokenizer import Tokenizer
+
+    config = plan.config
+    with _quiet():
+        if (plan.tokenizer_dir / "tokenizer.model").exists():
+            config = model_config(config, Tokenizer.load(plan.tokenizer_dir), plan.tokenizer_dir)
+        return estimate_cost(config, _text_tokens(plan), probe_steps)
+
+# %% ../nbs/16_cli.ipynb #a1013488
 def _show_plan(plan: Any, status: str) -> Answer:
     "What `--dry-run` prints."
     c, m, t = plan.config, plan.config.model, plan.config.training
@@ -589,8 +629,9 @@ def _show_plan(plan: Any, status: str) -> Answer:
         "output": f"{plan.output_dir}: {_WHAT_NEXT[status]}",
     }
     places = {"files": plan.files, "output": plan.output_dir, "tokenizer": plan.tokenizer_dir}
-    text = "\n".join(f"{name + ':':<12}{value}" for name, value in rows.items())
-    return Answer(text, {**places, "status": status, "config": c})
+    cost = _estimate(plan)
+    text = "\n".join([*(f"{name + ':':<16}{value}" for name, value in rows.items()), "", str(cost)])
+    return Answer(text, {**places, "status": status, "config": c, "estimate": cost.to_dict()})
 
 # %% ../nbs/16_cli.ipynb #8e482b6b
 @dataclass
@@ -601,6 +642,7 @@ class TrainResumeArgs:
     data: Paths = field(default_factory=list)  # the text, where it has moved
     epochs: MaybeNumber = None  # passes over the text in all
     max_steps: MaybeNumber = None  # optimizer steps in all
+    strategy: MaybeText = None  # several processes, started with torchrun: ddp or fsdp
     prompt: MaybeText = None  # continue this text when training is done
 
 # %% ../nbs/16_cli.ipynb #05b9a94d
@@ -609,30 +651,50 @@ def train_resume(args: TrainResumeArgs) -> Answer:
     "Read the plan of a run back and carry it out."
     from llmbuilder.pipeline import resume_plan, run_plan
 
-    changes = {"num_epochs": args.epochs, "max_steps": args.max_steps}
+    changes = {"num_epochs": args.epochs, "max_steps": args.max_steps, "strategy": args.strategy}
     plan = resume_plan(args.folder, args.data or None, {k: v for k, v in changes.items() if v is not None})
     return _report(run_plan(plan, resume="auto"), args.prompt)
 
-# %% ../nbs/16_cli.ipynb #a4734216
+# %% ../nbs/16_cli.ipynb #bb119876
 @dataclass
-class TextSettings:
-    "Which text is read, and how it is cleaned."
+class EstimateArgs:
+    "Forecast what a training run will need: memory, steps, time."
 
-    data: DataConfig
+    data: Paths = field(default_factory=list)  # the text, as for train model; without it, sizes and speed only
+    tokenizer: MaybePath = None  # a tokenizer's folder, whose vocabulary counts
+    epochs: MaybeNumber = None  # passes over the text, like --training.num-epochs
+    batch_size: MaybeNumber = None  # sequences per step, like --training.batch-size
+    probe_steps: int = 3  # steps of a throw-away model to time; 0: no time is forecast
+    settings: SettingsFlags = field(default_factory=Settings)
 
-# %% ../nbs/16_cli.ipynb #94b75b86
+# %% ../nbs/16_cli.ipynb #311a6a62
+@command("estimate")
+def estimate(args: EstimateArgs) -> Answer:
+    "The card of a run that has not begun."
+    from llmbuilder.advanced import estimate_cost
+    from llmbuilder.pipeline import make_plan
+
+    if args.probe_steps < 0:
+        raise UsageError(f"--probe-steps must be 0 or more, not {args.probe_steps}")
+    config = resolve(args.settings, **{"training.num_epochs": args.epochs, "training.batch_size": args.batch_size})
+    if args.data:
+        cost = _estimate(make_plan(args.data, "runs/new", config, args.tokenizer), args.probe_steps)
+    else:
+        with _quiet():
+            cost = estimate_cost(config, None, args.probe_steps)
+    return Answer(str(cost), cost.to_dict())
+
+# %% ../nbs/16_cli.ipynb #a4734216
 @dataclass
 class TrainTokenizerArgs:
     "Train a tokenizer on text."
 
     data: Paths  # a text file, a folder of .txt files, a pattern in quotes, or several of them
-    text: Annotated[TextSettings, arg(name="")]
     output: str = "tokenizer"  # folder for tokenizer.model and tokenizer_config.json
     overwrite: Switch = False  # replace a tokenizer that is there
-    config: MaybePath = None  # a .json, .toml or .yaml file with settings
     tokenizer: Annotated[TokenizerConfig, arg(name="")] = field(default_factory=TokenizerConfig)
 
-# %% ../nbs/16_cli.ipynb #7f647c4f
+# %% ../nbs/16_cli.ipynb #94b75b86
 @command("train tokenizer")
 def train_tokenizer(args: TrainTokenizerArgs) -> Answer:
     "Read, clean, train, save."
@@ -641,7 +703,7 @@ def train_tokenizer(args: TrainTokenizerArgs) -> Answer:
 
     if (Path(args.output) / "tokenizer.model").exists() and not args.overwrite:
         raise LLMBuilderError(f"{args.output} holds a tokenizer that models may need: --overwrite replaces it")
-    data, report = args.text.data, DataReport()
+    data, report = base_config().data, DataReport()
     tokenizer = module.train_tokenizer(load_documents(find_files(args.data, data), data, report), args.tokenizer)
     tokenizer.save(args.output)
     facts = {"folder": args.output, "vocab_size": tokenizer.vocab_size, "model_type": tokenizer.model_type,
@@ -672,7 +734,6 @@ class GenerateArgs:
     prompt: str  # the text to continue; - reads it from stdin
     model: Annotated[ModelArgs, arg(name="")]
     stream: Switch = False  # print each piece as it comes
-    config: MaybePath = None  # a .json, .toml or .yaml file; its generation settings count
     generation: Annotated[GenerationConfig, arg(name="")] = field(default_factory=GenerationConfig)
 
 # %% ../nbs/16_cli.ipynb #2c5b0262
@@ -692,7 +753,6 @@ class InteractiveArgs:
     "Type a text, see it continued; /help lists what else can be typed."
 
     model: Annotated[ModelArgs, arg(name="")]
-    config: MaybePath = None  # a .json, .toml or .yaml file; its generation settings count
     generation: Annotated[GenerationConfig, arg(name="")] = field(default_factory=GenerationConfig)
 
 # %% ../nbs/16_cli.ipynb #6b5ea583
@@ -1006,28 +1066,3 @@ def import_model(args: ImportArgs) -> Answer:
     text = f"wrote {args.output}: a model with {format_count(model.config.num_parameters)} parameters"
     text += "" if own else "; its tokenizer is not one of llmbuilder's and was left out"
     return Answer(text, {"folder": args.output, "parameters": model.config.num_parameters, "tokenizer": own})
-
-# %% ../nbs/16_cli.ipynb #aa60b1e2
-@dataclass
-class LabArgs:
-    "Copy the notebooks of the course to a folder and open them in JupyterLab."
-
-    folder: Positional[str] = "llmbuilder-course"  # where the notebooks go; made if missing
-    copy_only: Switch = False  # copy, and do not start JupyterLab
-    no_browser: Switch = False  # start JupyterLab without opening a browser
-    port: MaybeNumber = None  # of the server; JupyterLab's own choice where left out
-    allow_root: Switch = False  # let JupyterLab run as root, as in a container
-
-# %% ../nbs/16_cli.ipynb #e99819dc
-@command("lab")
-def lab_command(args: LabArgs) -> Answer:
-    "Copy, then run JupyterLab until it ends."
-    from llmbuilder.runs import copy_notebooks, lab
-
-    if args.copy_only:
-        copied = copy_notebooks(args.folder)
-        return Answer(f"{len(copied)} files copied to {args.folder}", {"folder": args.folder, "files": copied})
-    options = [name for name, on in {"--no-browser": args.no_browser, "--allow-root": args.allow_root}.items() if on]
-    options += [] if args.port is None else [f"--port={args.port}"]
-    code = lab(args.folder, *options)
-    return Answer(f"JupyterLab ended with exit code {code}", {"folder": args.folder, "code": code}, int(code != 0))

@@ -537,7 +537,7 @@ class TrainingConfig(_Section):
 
     _path: ClassVar[str] = "training"
 
-    batch_size: Count = 16  # sequences per step of one process
+    batch_size: Count = 16  # sequences per step, shared out where there are several processes
     num_epochs: Count = 10  # passes over the training text
     max_steps: Count | None = None  # stop after so many optimizer steps, whatever num_epochs says
     learning_rate: Rate = 3e-4  # highest learning rate, reached after the warm-up
@@ -569,6 +569,7 @@ class TrainingConfig(_Section):
     seed: Seed = 1337  # start of every random number of the run
     device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
     compile: bool = False  # let torch.compile make the model faster
+    strategy: Literal["ddp", "fsdp"] | None = None  # several processes (torchrun): whole models or slices; None: ddp
 
 # %% ../nbs/00_config.ipynb #9fce0a90
 @dataclass

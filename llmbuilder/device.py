@@ -5,16 +5,19 @@
 # %% auto #0
 __all__ = ['KINDS', 'DTYPES', 'PEAK_FLOPS', 'DeviceError', 'pick_device', 'resolve_precision', 'autocast', 'make_scaler',
            'seed_everything', 'rng_state', 'set_rng_state', 'compile_model', 'Dist', 'dist_info', 'init_distributed',
-           'end_distributed', 'all_sum', 'peak_flops', 'memory_used', 'describe']
+           'end_distributed', 'several', 'all_sum', 'tell_all', 'gather_all', 'ToldError', 'main_first', 'on_main',
+           'peak_flops', 'memory_used', 'describe']
 
 # %% ../nbs/05_device.ipynb #9a69c820
 import contextlib
+import logging
 import os
 import platform
 import random
 import re
 import shutil
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
@@ -225,13 +228,24 @@ def init_distributed(
         if device.type == "cuda":
             torch.cuda.set_device(info.local_rank if device.index is None else device.index)
         dist.init_process_group({"cuda": "nccl", "xpu": "xccl"}.get(device.type, "gloo"))
+        if not info.is_main:
+            logging.getLogger("llmbuilder").setLevel(logging.ERROR)  # one process speaks for all
     return info
 
 # %% ../nbs/05_device.ipynb #e7a2ff13
 def end_distributed():
     "Leave the other processes, if there are any."
     if dist.is_available() and dist.is_initialized():
+        _groups.clear()
         dist.destroy_process_group()
+
+# %% ../nbs/05_device.ipynb #721f02e1
+_groups: dict[str, dist.ProcessGroup] = {}  # made once
+
+
+def several() -> bool:
+    "Whether this is one of several processes that have joined."
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 # %% ../nbs/05_device.ipynb #e745af23
 def all_sum(
@@ -241,6 +255,71 @@ def all_sum(
     if dist.is_available() and dist.is_initialized():
         dist.all_reduce(tensor)
     return tensor
+
+# %% ../nbs/05_device.ipynb #10d64c11
+def _messages() -> dist.ProcessGroup | None:
+    "The group through which plain values travel; None: the default one."
+    if dist.get_backend() == "gloo":
+        return None
+    if "messages" not in _groups:
+        _groups["messages"] = dist.new_group(backend="gloo")
+    return _groups["messages"]
+
+# %% ../nbs/05_device.ipynb #d35cdc21
+def tell_all(
+    value,  # process 0's counts; what the others give is not looked at
+):  # the same in every process
+    "What process 0 says, known to all. One process: nothing to do."
+    if not several():
+        return value
+    box = [value]
+    dist.broadcast_object_list(box, src=0, group=_messages())
+    return box[0]
+
+# %% ../nbs/05_device.ipynb #f934154f
+def gather_all(
+    value,  # this process's value
+) -> list:  # one of each process, in order of rank
+    "What every process says, known to all."
+    if not several():
+        return [value]
+    values = [None] * dist.get_world_size()
+    dist.all_gather_object(values, value, group=_messages())
+    return values
+
+# %% ../nbs/05_device.ipynb #f7f79b18
+class ToldError(DeviceError):
+    "What went wrong in process 0, raised in the others; process 0 says it aloud."
+
+
+@contextlib.contextmanager
+def main_first():
+    "Inside, process 0 works first and the others after it, finding what it made."
+    if not several():
+        yield
+    elif dist_info().is_main:
+        try:
+            yield
+        except BaseException as error:
+            tell_all(str(error) or type(error).__name__)
+            raise
+        tell_all(None)
+    else:
+        problem = tell_all(None)
+        if problem:
+            raise ToldError(problem)
+        yield
+
+# %% ../nbs/05_device.ipynb #018f2feb
+def on_main(
+    function: Callable,  # called without arguments, in process 0 only
+):  # what it returned, in every process
+    "Have process 0 do something alone; all learn the result, or that it failed."
+    value = None
+    with main_first():
+        if not several() or dist_info().is_main:
+            value = function()
+    return tell_all(value)
 
 # %% ../nbs/05_device.ipynb #edf7b238
 PEAK_FLOPS = {  # dense 16-bit FLOP/s of the tensor cores, from NVIDIA's data sheets

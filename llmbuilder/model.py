@@ -41,7 +41,7 @@ def check_targets(
     vocab_size: int,  # ids the model knows
 ):
     "Refuse targets outside the vocabulary; looked at on a CPU only, elsewhere the look would stall the device."
-    if targets.is_cpu and not torch.compiler.is_compiling():
+    if type(targets) is torch.Tensor and targets.is_cpu and not torch.compiler.is_compiling():
         wrong = (targets != -100) & ((targets < 0) | (targets >= vocab_size))
         if wrong.any():
             raise ModelError(f"Target {int(targets[wrong][0])} is outside the model's vocabulary of {vocab_size}; "
@@ -255,7 +255,7 @@ def check_ids(
     if ids.ndim != 2 or ids.dtype not in (torch.int64, torch.int32) or ids.numel() == 0:
         raise ModelError(f"The model reads whole-number ids of shape (batch, time), at least one of each; "
                          f"got {tuple(ids.shape)} of {ids.dtype}.")
-    if ids.is_cpu and not torch.compiler.is_compiling():
+    if type(ids) is torch.Tensor and ids.is_cpu and not torch.compiler.is_compiling():
         low, high = (int(x) for x in ids.aminmax())
         if low < 0 or high >= config.vocab_size:
             raise ModelError(f"Token id {low if low < 0 else high} is outside the model's vocabulary of "

@@ -24,11 +24,11 @@ from .checkpoint import (
 from .config import Config, ConfigError, atomic_write_text, format_count, load_config, notify
 from .data import (
     DataError, DataReport, TextDataset, TokenFile, encode_documents, find_files, fingerprint_files, load_documents)
-from .device import pick_device, seed_everything
+from .device import dist_info, main_first, pick_device, seed_everything, several
 from .generation import TextGenerator
 from .model import Transformer, build_model
 from .tokenizer import Tokenizer, train_tokenizer
-from .training import Callback, Trainer, TrainingResults
+from .training import Callback, Trainer, TrainingResults, join
 
 # %% ../nbs/15_pipeline.ipynb #7b2b35ba
 def fingerprint(
@@ -88,7 +88,8 @@ class StageRecords:
         atomic_write_text(self.path, json.dumps(records, indent=1, ensure_ascii=False) + "\n")
 
 # %% ../nbs/15_pipeline.ipynb #6d0aae03
-WATCHING = ("log_every", "save_every", "max_checkpoints", "max_save_share", "wandb_project", "device", "compile")
+WATCHING = ("log_every", "save_every", "max_checkpoints", "max_save_share", "wandb_project", "device", "compile",
+            "strategy")
 
 # %% ../nbs/15_pipeline.ipynb #2df03782
 def run_settings(
@@ -363,6 +364,9 @@ def _pipeline(folder: Path, config: Config, **facts: Any) -> Pipeline:
 def _locked(folder: Path) -> Iterator[None]:
     "Nobody else writes to the output folder meanwhile. Raises CheckpointError when somebody does."
     run = RunFolder(folder)
+    if several() and not dist_info().is_main:  # process 0 holds the folder for all
+        yield
+        return
     run.acquire()
     try:
         yield
@@ -388,7 +392,8 @@ def run_plan(
     pick_device(plan.config.training.device)  # one that is not here is refused before anything is written,
     if resume not in (None, "auto"):  # and so is a bad checkpoint
         (find_checkpoint if Path(resume).is_dir() else verify_checkpoint)(resume)
-    with _locked(plan.output_dir):
+    join(plan.config.training)
+    with main_first(), _locked(plan.output_dir):  # several processes: the first makes what the others find
         records = StageRecords(plan.output_dir)
         tokenizer = tokenizer_stage(plan, records)
         config = model_config(plan.config, tokenizer, plan.tokenizer_dir)
@@ -496,7 +501,8 @@ def resume_plan(
     if not source:
         raise CheckpointError(f"the run in {folder} does not say where its text is: name it (--data)")
     settings = run.get("settings") or load_config(folder / "config.json").to_dict()
-    config = Config.from_dict(settings | {"training": settings["training"] | (training or {})})
+    alone = {"strategy": None}  # another number of processes may go on with it
+    config = Config.from_dict(settings | {"training": settings["training"] | alone | (training or {})})
     chosen = run.get("tokenizer_dir")
     return keep_tokenizer(make_plan([_near(path) for path in source], folder, config, chosen and _near(chosen)))
 

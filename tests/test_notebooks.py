@@ -94,15 +94,8 @@ def test_nothing_is_fetched(path):
             assert not re.search(r"!\[[^]]*\]\(https?:|<img[^>]+src=.https?:", c.source), "a picture on another host"
 
 
-def to_be_redrawn(path):
-    "The trainer's classes are a chain of long cells; until they are collaborating objects, this is known and counted as such."
-    if path.name == "07_training.ipynb": pytest.xfail("the trainer's cells are longer than the house allows")
-
-
-
 @every
 def test_lines_are_at_most_120_wide(path):
-    to_be_redrawn(path)
     wide = [line for c in code_cells(read(path)) for line in c.source.splitlines() if len(line) > 120]
     assert not wide
 
@@ -146,7 +139,6 @@ def test_imports_only_what_comes_earlier_in_the_course(path):
 
 @exported
 def test_cells_are_short(path):
-    to_be_redrawn(path)
     cells = [c for c in code_cells(read(path)) if body(c) and "hide" not in directives(c)]
     assert statistics.median(len(body(c)) for c in cells) <= 6
     for c in cells:

@@ -90,7 +90,7 @@ TABLE = {
     "seed": (2, {}, lambda a, b: a.losses[0] != b.losses[0] and b.results.seed == 2),
     "device": ("cpu", {}, lambda a, b: b.trainer.device.type == "cpu"),
 }
-ELSEWHERE = {"wandb_project": "test_wandb_offline", "compile": "test_compile"}
+ELSEWHERE = {"wandb_project": "test_wandb_offline", "compile": "test_compile", "strategy": "test_strategy"}
 
 
 def test_every_training_field_is_in_the_table():
@@ -136,6 +136,13 @@ def test_compile(tmp_path, monkeypatch):
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] > 0
     assert eager.losses == pytest.approx(compiled.losses, abs=1e-4)
     assert set(eager.trainer.model.state_dict()) == set(compiled.trainer.model.state_dict())
+
+
+def test_strategy(tmp_path):
+    "It needs several processes (tests/test_processes.py); alone it is refused."
+    with pytest.raises(Exception, match='strategy "ddp" needs several processes: start them with torchrun'):
+        train(tmp_path, strategy="ddp")
+    assert not list(tmp_path.iterdir())
 
 
 # The model's fields: what each must change, looked at without training.

@@ -67,7 +67,7 @@ def at_step(step, act):
     return listener(on_step=lambda trainer, record: act(trainer) if record["step"] == step else None)
 
 
-TIMES = ("seconds", "tokens_per_second", "memory")
+TIMES = ("seconds", "tokens_per_second", "mfu", "memory")
 
 
 def log_of(folder, events=("train", "eval", "skip")):

@@ -78,18 +78,18 @@ def test_case_16_three_in_a_row_stop_the_run_and_name_the_step(tmp_path):
 @pytest.fixture
 def read_late(monkeypatch):
     "Losses are read up to 16 steps late, as on a GPU; the guard on the update itself never waits."
-    from llmbuilder.training import Trainer
+    from llmbuilder import training
 
-    step, read = Trainer._step, Trainer._read
+    step, read = training.take_step, training.read_losses
     inside = []
 
-    def late_step(self, indices):
+    def late_step(trainer, indices):
         inside.append(1)
-        step(self, indices)
+        step(trainer, indices)
         inside.pop()
 
-    monkeypatch.setattr(Trainer, "_step", late_step)
-    monkeypatch.setattr(Trainer, "_read", lambda self: read(self) if not inside or len(self.pending) >= 16 else None)
+    monkeypatch.setattr(training, "take_step", late_step)
+    monkeypatch.setattr(training, "read_losses", lambda t: read(t) if not inside or len(t.pending) >= 16 else None)
 
 
 def test_case_16_read_late_the_exact_step_is_still_named(tmp_path, read_late):
