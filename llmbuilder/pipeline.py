@@ -24,7 +24,7 @@ from .checkpoint import (
 from .config import Config, ConfigError, atomic_write_text, format_count, load_config, notify
 from .data import (
     DataError, DataReport, TextDataset, TokenFile, encode_documents, find_files, fingerprint_files, load_documents)
-from .device import dist_info, main_first, pick_device, seed_everything, several
+from .device import dist_info, main_first, on_main, pick_device, seed_everything, several
 from .generation import TextGenerator
 from .model import Transformer, build_model
 from .tokenizer import Tokenizer, train_tokenizer
@@ -445,6 +445,13 @@ def remove_own(
     return files
 
 # %% ../nbs/15_pipeline.ipynb #939b0f9a
+def _clear(output_dir: Path) -> None:
+    "Remove what llmbuilder wrote, and say how much that was."
+    with _locked(output_dir):
+        gone = remove_own(output_dir)
+    notify(f"removed {len(gone)} files that llmbuilder had written to {output_dir}")
+
+# %% ../nbs/15_pipeline.ipynb #bebbe1b4
 def train(
     data_path: str | Path | Iterable[str | Path],  # a text file, a folder of .txt files, a pattern, or several of them
     output_dir: str | Path,  # folder for tokenizer, checkpoints and logs; never read as text
@@ -455,11 +462,10 @@ def train(
 ) -> Pipeline:  # generates, holds the results, says where the files are
     "Text to trained model. A finished run of the same is reused, an unfinished one goes on, another moves aside."
     plan = make_plan(data_path, output_dir, config, tokenizer_dir)
+    join(plan.config.training)
     if clean and plan.output_dir.exists():
-        with _locked(plan.output_dir):
-            gone = remove_own(plan.output_dir)
-        notify(f"removed {len(gone)} files that llmbuilder had written to {plan.output_dir}")
-    status = plan.status()
+        on_main(lambda: _clear(plan.output_dir))
+    status = on_main(plan.status)
     if status == "finished":
         return _reuse(plan)
     if status == "unfinished":

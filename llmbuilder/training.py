@@ -966,7 +966,8 @@ def load_run_state(trainer, saved: dict):
         step.ema.n_averaged.fill_(saved["ema_updates"])
     for key, callback in named_callbacks(trainer.callbacks).items():
         callback.load_state_dict(saved["callbacks"].get(key, {}))
-    if trainer.place.rank < len(saved["rng"]): set_rng_state(saved["rng"][trainer.place.rank])
+    rank, states = trainer.place.rank, saved["rng"]
+    if rank < max(1, len(states)): set_rng_state(states[rank])  # a process that is new has seeded itself
 
 # %% ../nbs/07_training.ipynb #742a3088
 @contextmanager
