@@ -525,7 +525,7 @@ class TrainModelArgs:
     resume: ResumeFlag = _alone("auto")  # go on with the run in the output folder, or from a checkpoint
     overwrite: Switch = False  # start anew; an earlier run in the output folder moves to checkpoints.N
     prompt: MaybeText = None  # continue this text when training is done
-    strategy: MaybeText = None  # several processes, started with torchrun: ddp or fsdp, like --training.strategy
+    strategy: MaybeText = None  # how processes that torchrun started share the work: ddp or fsdp
     dry_run: Switch = False  # show what would run and what it will need, and stop
     settings: SettingsFlags = field(default_factory=Settings)
 
@@ -643,7 +643,7 @@ class TrainResumeArgs:
     data: Paths = field(default_factory=list)  # the text, where it has moved
     epochs: MaybeNumber = None  # passes over the text in all
     max_steps: MaybeNumber = None  # optimizer steps in all
-    strategy: MaybeText = None  # several processes, started with torchrun: ddp or fsdp
+    strategy: MaybeText = None  # how processes that torchrun started share the work: ddp or fsdp
     prompt: MaybeText = None  # continue this text when training is done
 
 # %% ../nbs/16_cli.ipynb #05b9a94d
