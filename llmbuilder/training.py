@@ -1029,7 +1029,7 @@ def open_run(trainer, stack: ExitStack):
 
 # %% ../nbs/07_training.ipynb #26ea5927
 def join(config: TrainingConfig) -> tuple[torch.device, Dist]:
-    "Join the processes that torchrun started, if it did: this one's device and place. Raises TrainingError, DeviceError."
+    "Join the processes that torchrun started, if it did; this one's device and place. Raises LLMBuilderError."
     check_sharing(config, dist_info())
     device = pick_device(config.device)
     return device, init_distributed(device)
