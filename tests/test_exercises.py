@@ -4,7 +4,6 @@
 reader unfolds, and at least one planted wrong answer that must fail. The full test goes the reader's way: it runs the notebook,
 then the starting point as it stands, which must fail, then the folded solution."""
 import ast
-import os
 import re
 import sys
 from pathlib import Path
