@@ -18,6 +18,7 @@ _NAMES = {
     "training": "Callback RunControl Trainer TrainingError TrainingResults train_model",
     "advanced": "CostEstimate average_checkpoints estimate_cost find_lr find_micro_batch",
     "generation": "GenerationError SampleDuringTraining TextGenerator generate_text",
+    "evaluation": "EvaluationError EvaluationReport evaluate_files evaluation_report",
     "runs": "Run RunError compare_runs list_runs load_run plot_run",
     "dashboard": "AttentionInspector SamplingPlayground TokenizerExplorer TrainingDashboard show_run watch",
     "export": "ExportError from_hf from_safetensors to_hf to_safetensors",

@@ -543,7 +543,7 @@ class RunFolder(_RunRecords):
             for folder in self._made: folder.rmdir()
 
 # %% ../nbs/06_checkpoint.ipynb #7f0c86e8
-_RECORDS = ("metrics.jsonl", "run.json", "config.json")
+_RECORDS = ("metrics.jsonl", "metrics.csv", "run.json", "config.json")
 
 
 def _next_aside(folder: Path) -> Path:

@@ -7,12 +7,12 @@ __all__ = ['COMMANDS', 'Switch', 'MaybePath', 'MaybeText', 'MaybeNumber', 'Paths
            'ResumeFlag', 'OptionalPath', 'Answer', 'UsageError', 'json_value', 'Command', 'command', 'overview',
            'environment', 'Settings', 'base_config', 'resolve', 'Common', 'flags_of', 'closest_flag', 'check_flags',
            'parse', 'choose', 'fail', 'main', 'TrainModelArgs', 'train_model', 'TrainResumeArgs', 'train_resume',
-           'EstimateArgs', 'estimate', 'TextSettings', 'TrainTokenizerArgs', 'train_tokenizer', 'ModelArgs',
-           'open_generator', 'GenerateArgs', 'generate', 'InteractiveArgs', 'slash', 'conversation', 'interactive',
-           'ConfigCreateArgs', 'ConfigShowArgs', 'ConfigValidateArgs', 'config_create', 'config_show',
-           'config_validate', 'InfoArgs', 'info', 'CheckpointVerifyArgs', 'CheckpointListArgs', 'checkpoint_list',
-           'checkpoint_verify', 'ExportHfArgs', 'ExportSafetensorsArgs', 'ImportArgs', 'export_hf',
-           'export_safetensors', 'import_model', 'LabArgs', 'lab_command']
+           'EstimateArgs', 'estimate', 'TrainTokenizerArgs', 'train_tokenizer', 'ModelArgs', 'open_generator',
+           'GenerateArgs', 'generate', 'InteractiveArgs', 'slash', 'conversation', 'interactive', 'ConfigCreateArgs',
+           'ConfigShowArgs', 'ConfigValidateArgs', 'config_create', 'config_show', 'config_validate', 'InfoArgs',
+           'info', 'CheckpointVerifyArgs', 'CheckpointListArgs', 'checkpoint_list', 'checkpoint_verify', 'ExportHfArgs',
+           'ExportSafetensorsArgs', 'ImportArgs', 'export_hf', 'export_safetensors', 'import_model', 'EvaluateArgs',
+           'evaluate', 'RunsArgs', 'text_table', 'runs', 'LabArgs', 'lab_command', 'CompletionArgs', 'completion']
 
 # %% ../nbs/16_cli.ipynb #e4cb53f6
 import contextlib
@@ -30,7 +30,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any, get_origin, get_type_hints
+from typing import Annotated, Any, Literal, get_origin, get_type_hints
 
 import tyro
 from tyro.conf import FlagCreatePairsOff, Positional, PositionalMetavarFromFieldName, arg
@@ -308,6 +308,7 @@ _READABLE = (
     (r"^Missing value for argument '(\S+)'.*", r"\1 needs a value"),
     (r"^invalid choice (.*) for argument '(\S+)'\. Expected one of \((.*)\)\.", r"\2: \1 is none of \3"),
     (r"^Unrecognized (?:options|arguments): (.*)", r"unexpected \1"),
+    (r"^args\.", ""),
 )
 
 # %% ../nbs/16_cli.ipynb #71e07c69
@@ -353,7 +354,7 @@ def _defaults(cls: type, argv: list[str]) -> Any:
             base = base_config(_peek(argv, "--preset"), _peek(argv, "--config"))
             values[f.name] = Settings(**{section: getattr(base, section) for section in SECTIONS})
         elif hint in SECTIONS.values():
-            values[f.name] = getattr(load_config(_peek(argv, "--config"), **environment()), hint._path)
+            values[f.name] = getattr(load_config(**environment()), hint._path)
         elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             values[f.name] = _defaults(hint, argv) if dataclasses.is_dataclass(hint) else tyro.MISSING
     return cls(**values)
@@ -687,24 +688,15 @@ def estimate(args: EstimateArgs) -> Answer:
 
 # %% ../nbs/16_cli.ipynb #a4734216
 @dataclass
-class TextSettings:
-    "Which text is read, and how it is cleaned."
-
-    data: DataConfig
-
-# %% ../nbs/16_cli.ipynb #94b75b86
-@dataclass
 class TrainTokenizerArgs:
     "Train a tokenizer on text."
 
     data: Paths  # a text file, a folder of .txt files, a pattern in quotes, or several of them
-    text: Annotated[TextSettings, arg(name="")]
     output: str = "tokenizer"  # folder for tokenizer.model and tokenizer_config.json
     overwrite: Switch = False  # replace a tokenizer that is there
-    config: MaybePath = None  # a .json, .toml or .yaml file with settings
     tokenizer: Annotated[TokenizerConfig, arg(name="")] = field(default_factory=TokenizerConfig)
 
-# %% ../nbs/16_cli.ipynb #7f647c4f
+# %% ../nbs/16_cli.ipynb #94b75b86
 @command("train tokenizer")
 def train_tokenizer(args: TrainTokenizerArgs) -> Answer:
     "Read, clean, train, save."
@@ -713,7 +705,7 @@ def train_tokenizer(args: TrainTokenizerArgs) -> Answer:
 
     if (Path(args.output) / "tokenizer.model").exists() and not args.overwrite:
         raise LLMBuilderError(f"{args.output} holds a tokenizer that models may need: --overwrite replaces it")
-    data, report = args.text.data, DataReport()
+    data, report = base_config().data, DataReport()
     tokenizer = module.train_tokenizer(load_documents(find_files(args.data, data), data, report), args.tokenizer)
     tokenizer.save(args.output)
     facts = {"folder": args.output, "vocab_size": tokenizer.vocab_size, "model_type": tokenizer.model_type,
@@ -744,7 +736,6 @@ class GenerateArgs:
     prompt: str  # the text to continue; - reads it from stdin
     model: Annotated[ModelArgs, arg(name="")]
     stream: Switch = False  # print each piece as it comes
-    config: MaybePath = None  # a .json, .toml or .yaml file; its generation settings count
     generation: Annotated[GenerationConfig, arg(name="")] = field(default_factory=GenerationConfig)
 
 # %% ../nbs/16_cli.ipynb #2c5b0262
@@ -764,7 +755,6 @@ class InteractiveArgs:
     "Type a text, see it continued; /help lists what else can be typed."
 
     model: Annotated[ModelArgs, arg(name="")]
-    config: MaybePath = None  # a .json, .toml or .yaml file; its generation settings count
     generation: Annotated[GenerationConfig, arg(name="")] = field(default_factory=GenerationConfig)
 
 # %% ../nbs/16_cli.ipynb #6b5ea583
@@ -1079,6 +1069,90 @@ def import_model(args: ImportArgs) -> Answer:
     text += "" if own else "; its tokenizer is not one of llmbuilder's and was left out"
     return Answer(text, {"folder": args.output, "parameters": model.config.num_parameters, "tokenizer": own})
 
+# %% ../nbs/16_cli.ipynb #8edec974
+@dataclass
+class EvaluateArgs:
+    "Measure a model on text: loss, bits per byte, cloze questions, repetition, copying."
+
+    model: Positional[str]  # a checkpoint, or the output folder of a run (its best checkpoint)
+    data: Paths  # text the model was not trained on: files, folders, patterns
+    training_data: Paths = field(default_factory=list)  # text it was trained on; where left out, the run's
+    block_size: MaybeNumber = None  # tokens read at once; all that the model can where left out
+    stride: MaybeNumber = None  # new targets in each window; block-size where left out, less: slower, more context
+    questions: int = 100  # cloze questions made from the text, at most
+    samples: int = 8  # texts to write; 0: none
+    max_new_tokens: int = 200  # tokens in each sample
+    temperature: float = 0.8  # of the samples
+    documents: Switch = False  # also list every document
+    seed: int = 0  # of questions and samples
+    device: str = "auto"  # auto, cpu, cuda, cuda:1, mps
+
+# %% ../nbs/16_cli.ipynb #97a82f22
+def _trained_on(model: str) -> list[str] | None:
+    "The text that a run was trained on, where it is known and still there."
+    from llmbuilder.checkpoint import RunFolder
+    from llmbuilder.generation import native_path
+
+    path = native_path(model)
+    folders = [path, path.parent] if path.is_dir() else [path.parent, path.parent.parent]
+    files = next((found for f in folders if (found := RunFolder(f).status().get("data"))), None)
+    if not files or all(Path(file).exists() for file in files):
+        return files or None
+    notify("the text the model was trained on is not where it was: name it with --training-data to look for copies")
+    return None
+
+# %% ../nbs/16_cli.ipynb #50010069
+@command("evaluate")
+def evaluate(args: EvaluateArgs) -> Answer:
+    "The report of the evaluation."
+    from llmbuilder.evaluation import evaluation_report
+
+    seen = args.training_data or (_trained_on(args.model) if args.samples else None)
+    report = evaluation_report(args.model, args.data, seen, args.block_size, args.stride, args.questions, args.samples,
+                               args.max_new_tokens, args.temperature, base_config().data.text_field, args.seed,
+                               args.device)
+    lines = [f"{d.bits_per_byte:8.4f} bits per byte, {d.tokens:,} tokens: {d.start}" for d in report.files.documents]
+    return Answer("\n".join([str(report), *(["", *lines] if args.documents else [])]), report.to_dict())
+
+# %% ../nbs/16_cli.ipynb #7414e5c4
+@dataclass
+class RunsArgs:
+    "List the runs in a folder and compare them; --plot draws them in one picture."
+
+    folder: Positional[str] = "runs"  # a folder with runs in it, or one run
+    plot: MaybePath = None  # a .png or .svg file for the picture
+    against: Literal["step", "tokens", "seconds"] = "step"  # the picture's horizontal axis
+
+# %% ../nbs/16_cli.ipynb #4bd8d0bb
+def text_table(
+    rows: list[dict[str, Any]],  # all with the same keys
+) -> str:
+    "Rows as aligned columns."
+    forms: dict[type, str] = {int: "{:,}", float: "{:.4g}", type(None): "-"}
+    show = lambda value: forms.get(type(value), "{}").format(value)
+    columns = [[name, *(show(row[name]) for row in rows)] for name in rows[0]]
+    widths = [max(map(len, column)) for column in columns]
+    return "\n".join("  ".join(cell.ljust(w) for cell, w in zip(line, widths)).rstrip() for line in zip(*columns))
+
+# %% ../nbs/16_cli.ipynb #6dbd56b5
+@command("runs")
+def runs(args: RunsArgs) -> Answer:
+    "A row for each run: what it reached, and the settings in which they differ."
+    from llmbuilder.config import atomic_write_bytes
+    from llmbuilder.runs import RunError, compare_runs, figure_png, figure_svg, list_runs
+
+    found = list_runs(args.folder)
+    if not found:
+        raise RunError(f"there is no run in {args.folder}: name the folder that holds the runs' output folders")
+    if args.plot and Path(args.plot).suffix.lower() not in (".png", ".svg"):
+        raise UsageError(f"--plot {args.plot}: the picture's name must end in .png or .svg")
+    compared = compare_runs(found)
+    if args.plot:
+        draw = figure_svg if args.plot.lower().endswith(".svg") else figure_png
+        atomic_write_bytes(args.plot, draw(compared.plot(args.against)))
+    text = text_table(compared.rows) + (f"\nwrote {args.plot}" if args.plot else "")
+    return Answer(text, {"runs": compared.rows, "measure": compared.measure, "plot": args.plot})
+
 # %% ../nbs/16_cli.ipynb #aa60b1e2
 @dataclass
 class LabArgs:
@@ -1103,3 +1177,55 @@ def lab_command(args: LabArgs) -> Answer:
     options += [] if args.port is None else [f"--port={args.port}"]
     code = lab(args.folder, *options)
     return Answer(f"JupyterLab ended with exit code {code}", {"folder": args.folder, "code": code}, int(code != 0))
+
+# %% ../nbs/16_cli.ipynb #ffcaec71
+@dataclass
+class CompletionArgs:
+    "Print a script that lets a shell complete llmbuilder's commands and flags."
+
+    shell: Positional[Literal["bash", "zsh", "fish"]]  # such as: eval "$(llmbuilder completion bash)"
+
+# %% ../nbs/16_cli.ipynb #5d7a7b52
+_BASH = """_llmbuilder() {
+  local words
+  case "${COMP_WORDS[1]} ${COMP_WORDS[2]}" in
+%s
+  esac
+  COMPREPLY=($(compgen -W "$words" -- "${COMP_WORDS[COMP_CWORD]}"))
+}
+complete -o default -F _llmbuilder llmbuilder
+"""
+
+# %% ../nbs/16_cli.ipynb #03863d43
+def _bash_script() -> str:
+    "A case for each command, then for what begins one."
+    groups: dict[str, list[str]] = {}
+    for name in COMMANDS:
+        first, _, second = name.partition(" ")
+        groups[first] = [*groups.get(first, []), *([second] if second else [])]
+    one = lambda pattern, words: f'    {pattern}) words="{" ".join(words)}" ;;'
+    flags = {name: sorted(flags_of(_joined(c))) + ["--help"] for name, c in COMMANDS.items()}
+    cases = [one(f'"{name}"' if " " in name else f'"{name} "*', found) for name, found in flags.items()]
+    cases += [one(f'"{first} "*', seconds) for first, seconds in groups.items() if seconds]
+    return _BASH % "\n".join([*cases, one("*", [*groups, "--help", "--version"])])
+
+# %% ../nbs/16_cli.ipynb #7ee79a11
+def _fish_script() -> str:
+    "A line for each command and each flag."
+    firsts = " ".join(dict.fromkeys(name.split()[0] for name in COMMANDS))
+    lines = [f"complete -c llmbuilder -n __fish_use_subcommand -f -a '{firsts}'"]
+    for name, c in COMMANDS.items():
+        first, _, second = name.partition(" ")
+        if second:
+            lines.append(f"complete -c llmbuilder -n '__fish_seen_subcommand_from {first}' -f -a {second}")
+        seen = " && ".join(f"__fish_seen_subcommand_from {word}" for word in name.split())
+        lines += [f"complete -c llmbuilder -n '{seen}' -l {flag[2:]}" for flag in sorted(flags_of(_joined(c)))]
+    return "\n".join(lines) + "\n"
+
+# %% ../nbs/16_cli.ipynb #231886e9
+@command("completion")
+def completion(args: CompletionArgs) -> Answer:
+    "The script for one shell; zsh runs the one for bash."
+    zsh = "autoload -Uz compinit bashcompinit && compinit && bashcompinit\n" if args.shell == "zsh" else ""
+    script = _fish_script() if args.shell == "fish" else zsh + _bash_script()
+    return Answer(script, {"shell": args.shell, "script": script})

@@ -559,6 +559,7 @@ class TrainingConfig(_Section):
     max_checkpoints: Count = 5  # step files kept, and epoch files kept; best and latest always stay
     max_save_share: Share = 0.05  # share of the run's time that step files may take; further ones are skipped; 1: never
     wandb_project: str | None = None  # Weights & Biases project to log to
+    tensorboard: bool = False  # also write the log for TensorBoard, to tensorboard/ in the run's folder
     gradient_accumulation_steps: Count = 1  # batches added up before each optimizer step
     mixed_precision: Literal["auto", "no", "fp16", "bf16"] = "auto"  # number format of the arithmetic
     early_stopping_patience: Count | None = None  # stop after so many evaluations without improvement

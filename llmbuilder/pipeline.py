@@ -88,8 +88,8 @@ class StageRecords:
         atomic_write_text(self.path, json.dumps(records, indent=1, ensure_ascii=False) + "\n")
 
 # %% ../nbs/15_pipeline.ipynb #6d0aae03
-WATCHING = ("log_every", "save_every", "max_checkpoints", "max_save_share", "wandb_project", "device", "compile",
-            "strategy")
+WATCHING = ("log_every", "save_every", "max_checkpoints", "max_save_share", "wandb_project", "tensorboard", "device",
+            "compile", "strategy")
 
 # %% ../nbs/15_pipeline.ipynb #2df03782
 def run_settings(
@@ -408,11 +408,12 @@ def run_plan(
     return _pipeline(plan.output_dir, config, results=results, report=report)
 
 # %% ../nbs/15_pipeline.ipynb #b12c7a72
-_RUN_FILES = ("metrics.jsonl", "run.json", "config.json")
+_RUN_FILES = ("metrics.jsonl", "metrics.csv", "run.json", "config.json")
 _NUMBERED = ("step_" + "[0-9]" * 8 + ".pt", "epoch_" + "[0-9]" * 4 + ".pt")
 _CHECKPOINTS = ("latest_checkpoint.pt", "best_checkpoint.pt", *_NUMBERED)
 OWN_FILES = (
-    *_RUN_FILES, ".llmbuilder/stages.json", ".llmbuilder/tokens.bin", *(f"checkpoints/{name}" for name in _CHECKPOINTS),
+    *_RUN_FILES, "tensorboard/events.out.tfevents.*", ".llmbuilder/stages.json", ".llmbuilder/tokens.bin",
+    *(f"checkpoints/{name}" for name in _CHECKPOINTS),
     *(f"checkpoints.[0-9]*/{name}" for name in (*_RUN_FILES, *_CHECKPOINTS)),
 )  # every file that llmbuilder writes into an output folder, besides the tokenizer
 

@@ -7,11 +7,10 @@ __all__ = ['CURVES', 'BLUE', 'ORANGE', 'GREEN', 'PURPLE', 'GREY', 'RunError', 's
            'is_alive', 'Run', 'load_run', 'list_runs', 'run_curves', 'figure_png', 'figure_svg', 'loss_of_guessing',
            'lr_marks', 'best_point', 'plot_curves', 'plot_run', 'overlay_label', 'as_run', 'vocab_size', 'describe_run',
            'flat_settings', 'settings_that_differ', 'run_row', 'Comparison', 'compare_runs', 'markdown_table',
-           'positions', 'plot_comparison', 'records_csv', 'records_json', 'export_run', 'course_folder', 'course_text',
+           'positions', 'plot_comparison', 'records_json', 'export_run', 'course_folder', 'course_text',
            'copy_notebooks', 'lab']
 
 # %% ../nbs/12_runs.ipynb #fcf1f71e
-import csv
 import io
 import json
 import math
@@ -22,7 +21,6 @@ import socket
 import subprocess
 import sys
 from dataclasses import dataclass, field
-from importlib.util import find_spec
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -33,7 +31,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from .checkpoint import RunFolder, read_metrics
 from .config import LLMBuilderError, atomic_write_bytes, notify
-from .training import Plot
+from .training import Plot, records_csv
 
 # %% ../nbs/12_runs.ipynb #e7b0ce7e
 class RunError(LLMBuilderError, ValueError):
@@ -514,19 +512,6 @@ def plot_comparison(
     return figure
 
 # %% ../nbs/12_runs.ipynb #ec9ce25e
-def records_csv(
-    records: list[dict],  # a run's log
-) -> str:
-    "The numbers of the training and evaluation records, one row each."
-    rows = [r for r in records if r.get("event") in ("train", "eval")]
-    names = list({name: None for r in rows for name in r}) or ["event", "step"]
-    out = io.StringIO()
-    writer = csv.DictWriter(out, names, lineterminator="\n")
-    writer.writeheader()
-    writer.writerows(rows)
-    return out.getvalue()
-
-
 def records_json(
     run: Run,  # a run
 ) -> str:
@@ -558,7 +543,7 @@ def export_run(
 # %% ../nbs/12_runs.ipynb #16f33219
 def course_folder() -> Path:
     "Where the notebooks of the course are: in the installed package, or beside it in a checkout of the repository."
-    here = Path(find_spec("llmbuilder").origin).resolve().parent
+    here = Path(__file__).resolve().parent
     for folder in here / "nbs", here.parent / "nbs":
         if any(folder.glob("*.ipynb")):
             return folder
@@ -590,6 +575,8 @@ def lab(
     *options: str,  # further words for JupyterLab, such as "--no-browser"
 ) -> int:  # JupyterLab's exit code
     "Copy the notebooks to a folder and start JupyterLab there; ends when JupyterLab ends."
+    from importlib.util import find_spec
+
     if find_spec("jupyterlab") is None:
         raise RunError("JupyterLab is not installed: pip install jupyterlab, or install llmbuilder with its lab extra")
     copied = copy_notebooks(folder)

@@ -6,20 +6,21 @@
 __all__ = ['OUT_OF_MEMORY_TOGETHER', 'TrainingError', 'epoch_order', 'fetch', 'Evaluation', 'evaluate', 'fetch_share',
            'is_sliced', 'share_model', 'exchange', 'whole', 'sliced_like', 'check_sharing', 'clip_gradients', 'Stepper',
            'can_skip_on_device', 'guarded_step', 'Wishes', 'RunControl', 'stop_on_signals', 'TrainState',
-           'TrainingResults', 'Plot', 'plot_losses', 'Callback', 'ui_mode', 'ProgressBar', 'WandbLogger',
-           'check_inputs', 'state_bytes', 'check_disk', 'is_out_of_memory', 'new_run_folder', 'training_loop',
-           'remaining_batches', 'should_stop', 'between_steps', 'answer_requests', 'hold', 'Stopwatch', 'take_step',
-           'batch_gradients', 'halve_micro_batch', 'after_step', 'is_due', 'end_epoch', 'can_afford_save',
-           'read_losses', 'count_skipped', 'utilisation', 'log_losses', 'bytes_per_token', 'measure', 'judge',
-           'run_state', 'named_callbacks', 'save', 'report_saves', 'check_fits', 'load_counters', 'load_run_state',
-           'find_start', 'make_room', 'forget_false_start', 'open_run', 'join', 'join_processes', 'Elsewhere',
-           'open_folder', 'close_run', 'build_parts', 'say_warmup', 'restore_log', 'most_checkpoints', 'announce',
-           'finish', 'conclude', 'sum_up', 'mark_failed', 'count_steps', 'merged_config', 'InBackground', 'copy_model',
-           'Trainer', 'run_to_the_end', 'lost_process', 'evaluate_trainer', 'evaluate_together', 'hold_out',
-           'train_model']
+           'TrainingResults', 'Plot', 'plot_losses', 'Callback', 'ui_mode', 'ProgressBar', 'scalars', 'records_csv',
+           'CsvLogger', 'WandbLogger', 'TensorBoardLogger', 'check_inputs', 'state_bytes', 'check_disk',
+           'is_out_of_memory', 'new_run_folder', 'training_loop', 'remaining_batches', 'should_stop', 'between_steps',
+           'answer_requests', 'hold', 'Stopwatch', 'take_step', 'batch_gradients', 'halve_micro_batch', 'after_step',
+           'is_due', 'end_epoch', 'can_afford_save', 'read_losses', 'count_skipped', 'utilisation', 'log_losses',
+           'bytes_per_token', 'measure', 'judge', 'run_state', 'named_callbacks', 'save', 'report_saves', 'check_fits',
+           'load_counters', 'load_run_state', 'find_start', 'make_room', 'forget_false_start', 'open_run', 'join',
+           'join_processes', 'Elsewhere', 'open_folder', 'close_run', 'build_parts', 'say_warmup', 'restore_log',
+           'most_checkpoints', 'announce', 'finish', 'conclude', 'sum_up', 'mark_failed', 'count_steps',
+           'merged_config', 'InBackground', 'copy_model', 'Trainer', 'run_to_the_end', 'lost_process',
+           'evaluate_trainer', 'evaluate_together', 'hold_out', 'train_model']
 
 # %% ../nbs/07_training.ipynb #13bfa9fa
 import copy
+import csv
 import html
 import io
 import math
@@ -565,6 +566,47 @@ class ProgressBar(Callback):
     def on_error(self, trainer, error): self.on_end(trainer, None)
 
 # %% ../nbs/07_training.ipynb #74605bdb
+def scalars(
+    record: dict,  # one record of metrics.jsonl
+) -> dict[str, float]:  # "event/name" -> number
+    "The numbers of a record."
+    numbers = {k: v for k, v in record.items() if isinstance(v, (int, float)) and k != "step"}
+    return {f"{record['event']}/{k}": v for k, v in numbers.items()}
+
+
+def records_csv(
+    records: list[dict],  # a run's log
+    names: tuple[str, ...] | list[str] | None = None,  # columns; None: all that occur
+    header: bool = True,  # begin with the columns' names
+) -> str:
+    "The numbers of the training and evaluation records, one row each."
+    rows = [r for r in records if r.get("event") in ("train", "eval")]
+    names = names or list({name: None for r in rows for name in r}) or ["event", "step"]
+    out = io.StringIO()
+    writer = csv.DictWriter(out, names, lineterminator="\n", extrasaction="ignore")
+    if header: writer.writeheader()
+    writer.writerows(rows)
+    return out.getvalue()
+
+# %% ../nbs/07_training.ipynb #eaf9056f
+class CsvLogger(Callback):
+    "Keeps metrics.csv beside metrics.jsonl: one row for each training and evaluation record."
+
+    name = "csv"
+    columns = ("event", "step", "epoch", "loss", "val_loss", "train_loss", "bits_per_byte", "best", "lr", "grad_norm",
+               "tokens", "seconds", "tokens_per_second", "memory")
+
+    def on_start(self, trainer):  # anew, from the log: a resumed run has forgotten what came after its checkpoint
+        self.path = trainer.folder.path / "metrics.csv"
+        self.write("w", records_csv(trainer.history, self.columns))
+
+    def on_log(self, trainer, record): self.write("a", records_csv([record], self.columns, header=False))
+
+    def write(self, mode: str, text: str):
+        with suppress(OSError), open(self.path, mode, encoding="utf-8", newline="") as file:  # the log reports a full disk
+            file.write(text)
+
+# %% ../nbs/07_training.ipynb #c3030703
 class WandbLogger(Callback):
     "Sends the run's records to Weights & Biases (the `wandb` extra); WANDB_MODE=offline keeps them on this machine."
 
@@ -585,11 +627,35 @@ class WandbLogger(Callback):
         self.run = self.wandb.init(project=self.project, dir=str(trainer.folder.path), config=settings)
 
     def on_log(self, trainer, record):
-        numbers = {k: v for k, v in record.items() if isinstance(v, (int, float)) and k != "step"}
-        self.run.log({f"{record['event']}/{k}": v for k, v in numbers.items()}, step=record["step"])
+        self.run.log(scalars(record), step=record["step"])
 
     def on_end(self, trainer, results): self.run.finish()
     def on_error(self, trainer, error): self.run.finish(exit_code=1)
+
+# %% ../nbs/07_training.ipynb #79bcf444
+class TensorBoardLogger(Callback):
+    "Writes the run's records to `tensorboard/` in its folder, for `tensorboard --logdir runs` (the `tensorboard` extra)."
+
+    name, writer = "tensorboard", None
+
+    def __init__(self):
+        try: from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise TrainingError("tensorboard is on and its package is missing: install llmbuilder[tensorboard], or set "
+                                "tensorboard=False") from error
+        self.open = SummaryWriter
+
+    def on_start(self, trainer):  # what an earlier run wrote behind this step is not shown any more
+        self.writer = self.open(str(trainer.folder.path / "tensorboard"), purge_step=trainer.state.step)
+
+    def on_log(self, trainer, record):
+        for name, value in scalars(record).items(): self.writer.add_scalar(name, value, record["step"])
+        if record["event"] == "sample": self.writer.add_text("sample", record["text"], record["step"])
+
+    def on_end(self, trainer, results):
+        if self.writer is not None: self.writer.close()
+
+    def on_error(self, trainer, error): self.on_end(trainer, None)
 
 # %% ../nbs/07_training.ipynb #77a8ca6b
 def check_inputs(
@@ -1276,8 +1342,9 @@ class Trainer(InBackground):
         self.output_dir, self.resume_from, self.overwrite = output_dir, resume, overwrite
         self.control, self.state, self.wishes, self.history = RunControl(), TrainState(), Wishes(), []
         self.folder, self.stepper, self.place = None, None, Dist()
-        self.callbacks = [*([ProgressBar()] if progress else []), *callbacks]
+        self.callbacks = [CsvLogger(), *([ProgressBar()] if progress else []), *callbacks]
         if self.config.wandb_project: self.callbacks.append(WandbLogger(self.config.wandb_project))
+        if self.config.tensorboard: self.callbacks.append(TensorBoardLogger())
 
     batch_windows = property(lambda self: self.config.batch_size * self.config.gradient_accumulation_steps)
     steps_per_epoch = property(lambda self: math.ceil(len(self.train_dataset) / self.batch_windows))

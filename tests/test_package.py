@@ -132,6 +132,15 @@ def test_wheel_installs_and_imports_elsewhere(built, folder, run):
     done = run("-c", "import llmbuilder; print(llmbuilder.__file__)", env={"PYTHONPATH": str(target)})
     assert done.stdout.startswith(str(target)), done.stdout + done.stderr
     assert list((target / "bin").glob("llmbuilder*"))
+    assert (target / "llmbuilder" / "py.typed").exists()  # type checkers read the package's hints
+    assert "usage: llmbuilder" in run("-m", "llmbuilder", "--help", env={"PYTHONPATH": str(target)}).stdout
     done = run("-m", "llmbuilder", "lab", "the course", "--copy-only", env={"PYTHONPATH": str(target)})
     assert done.returncode == 0, done.stderr
     assert (folder / "the course" / "tutorials" / "watch_it_learn.ipynb").exists()
+
+
+@pytest.mark.slow
+def test_types_pass_mypy():
+    pytest.importorskip("mypy")
+    done = subprocess.run([sys.executable, "-m", "mypy"], cwd=ROOT, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+    assert done.returncode == 0, done.stdout[-3000:] + "see [tool.mypy] in pyproject.toml"

@@ -90,7 +90,8 @@ TABLE = {
     "seed": (2, {}, lambda a, b: a.losses[0] != b.losses[0] and b.results.seed == 2),
     "device": ("cpu", {}, lambda a, b: b.trainer.device.type == "cpu"),
 }
-ELSEWHERE = {"wandb_project": "test_wandb_offline", "compile": "test_compile", "strategy": "test_strategy"}
+ELSEWHERE = {"wandb_project": "test_wandb_offline", "compile": "test_compile", "strategy": "test_strategy",
+             "tensorboard": "test_tensorboard"}
 
 
 def test_every_training_field_is_in_the_table():
@@ -115,6 +116,39 @@ def test_wandb_offline(tmp_path, monkeypatch):
     monkeypatch.setenv("WANDB_SILENT", "true")
     run = train(tmp_path, wandb_project="course")
     assert run.results.status == "finished" and list(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+
+
+def test_tensorboard(tmp_path):
+    pytest.importorskip("tensorboard")
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    run = train(tmp_path, tensorboard=True, log_every=1)
+    events = EventAccumulator(str(tmp_path / "tensorboard")).Reload()
+    points = {e.step: e.value for e in events.Scalars("train/loss")}
+    logged = {r["step"]: r["loss"] for r in run.results.history if r["event"] == "train"}
+    assert points == pytest.approx(logged, rel=1e-6) and "eval/val_loss" in events.Tags()["scalars"]
+
+
+def test_tensorboard_missing_is_one_sentence(tmp_path, monkeypatch):
+    import sys
+
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", None)
+    with pytest.raises(Exception, match=r"install llmbuilder\[tensorboard\]"): train(tmp_path, tensorboard=True)
+    assert not list(tmp_path.iterdir())
+
+
+def test_metrics_csv_is_always_there_and_says_what_the_log_says(tmp_path):
+    import csv
+
+    from llmbuilder.training import CsvLogger, TensorBoardLogger, WandbLogger
+
+    run = train(tmp_path, log_every=1)
+    with open(tmp_path / "metrics.csv", newline="") as file: rows = list(csv.DictReader(file))
+    logged = [r for r in run.results.history if r["event"] in ("train", "eval")]
+    assert [(r["event"], int(r["step"]), r["loss"], r["val_loss"]) for r in rows] == [
+        (r["event"], r["step"], *("" if r.get(n) is None else str(r[n]) for n in ("loss", "val_loss"))) for r in logged]
+    for logger in CsvLogger, TensorBoardLogger, WandbLogger:
+        assert len(__import__("inspect").getsource(logger).splitlines()) < 30
 
 
 def test_wandb_missing_is_one_sentence(tmp_path, monkeypatch):

@@ -9,12 +9,30 @@ from pathlib import Path
 
 sys.modules["rfc3987_syntax"] = None  # jsonschema does without it; importing it costs 4 s
 import jupytext
+import nbformat
 from filelock import FileLock
 from jupytext.combine import combine_inputs_with_outputs
 
 ROOT = Path(__file__).resolve().parent.parent
 FMT = {"extension": ".py", "format_name": "percent"}
 KERNEL = {"display_name": "python3", "language": "python", "name": "python3"}
+
+
+COLAB = """#| hide
+#| eval: false
+# In Colab this installs llmbuilder and copies the course's text beside the notebook; anywhere else it does nothing.
+import sys
+if "google.colab" in sys.modules:
+    get_ipython().run_line_magic("pip", "install -q fastcore git+https://github.com/llmbuilder/llmbuilder")
+    from llmbuilder.runs import copy_notebooks
+    copy_notebooks(".")"""
+
+
+def with_colab(doc):
+    "The notebook with the cell for Colab behind its title."
+    if not any("google.colab" in c.source for c in doc.cells if c.cell_type == "code"):
+        doc.cells.insert(1, nbformat.v4.new_code_cell(COLAB))
+    return doc
 
 
 def get(nb, txt):
@@ -31,7 +49,7 @@ def put(nb, txt):
         new.metadata = old.metadata
     else:
         new.metadata = {"kernelspec": KERNEL}
-    jupytext.write(new, nb, fmt="ipynb")
+    jupytext.write(with_colab(new), nb, fmt="ipynb")
 
 
 def run(name):
