@@ -603,7 +603,7 @@ class CsvLogger(Callback):
     def on_log(self, trainer, record): self.write("a", records_csv([record], self.columns, header=False))
 
     def write(self, mode: str, text: str):
-        with suppress(OSError), open(self.path, mode, encoding="utf-8", newline="") as file:  # the log reports a full disk
+        with suppress(OSError), open(self.path, mode, encoding="utf-8", newline="") as file:  # a full disk: see the log
             file.write(text)
 
 # %% ../nbs/07_training.ipynb #c3030703
@@ -634,7 +634,7 @@ class WandbLogger(Callback):
 
 # %% ../nbs/07_training.ipynb #79bcf444
 class TensorBoardLogger(Callback):
-    "Writes the run's records to `tensorboard/` in its folder, for `tensorboard --logdir runs` (the `tensorboard` extra)."
+    "Writes the run's records to `tensorboard/` in its folder, for `tensorboard --logdir runs` (extra `tensorboard`)."
 
     name, writer = "tensorboard", None
 
