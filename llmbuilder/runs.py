@@ -123,8 +123,9 @@ class Run:
     @property
     def name(self) -> str:
         "Its folder's name, with the parent's where the name alone says little."
-        plain = self.path.name not in ("model", "output", "run") and not self.path.name.startswith("checkpoints.")
-        return self.path.name if plain else f"{self.path.parent.name}/{self.path.name}"
+        path = self.path.absolute()
+        plain = path.name not in ("model", "output", "run") and not path.name.startswith("checkpoints.")
+        return path.name if plain else f"{path.parent.name}/{path.name}"
 
     @property
     def state(self) -> str:

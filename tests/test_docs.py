@@ -90,7 +90,7 @@ def test_pictures_scripts_and_styles_are_local(pages):
 
 def test_the_search_knows_lessons_and_reference(built):
     docs = json.loads((built / "search" / "search_index.json").read_text(encoding="utf-8"))["docs"]
-    hits = {d["location"].partition("#")[0] for d in docs if "perplexity" in (d["title"] + d["text"]).lower()}
+    hits = {d["location"].partition("#")[0] for d in docs if "cloze" in (d["title"] + d["text"]).lower()}
     assert {"evaluation.html", "api/evaluation.html"} <= hits
 
 
