@@ -1,6 +1,6 @@
 """The forecast against the run: what `estimate_cost` says before, and what the trainer takes.
 
-    python benchmarks/estimate.py [--steps 60]
+    python benchmarks/estimate.py [--steps 25]
 
 Prints a table and writes benchmarks/results/estimate.json. The aim is 25 % for the time; parameters are exact, and a checkpoint's size and
 the activations are within 15 % (the tests check that).
@@ -51,12 +51,12 @@ def one(name, model, training, steps, data, folder):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--steps", type=int, default=60)
+    parser.add_argument("--steps", type=int, default=25)
     args = parser.parse_args()
     import torch
 
     torch.set_num_threads(1)
-    text = (ROOT / "nbs" / "tinyshakespeare.txt").read_bytes()[:400_000]
+    text = (ROOT / "nbs" / "tinyshakespeare.txt").read_bytes()[:200_000]
     data = torch.frombuffer(bytearray(text), dtype=torch.uint8).long()
     rows = []
     with tempfile.TemporaryDirectory() as folder:

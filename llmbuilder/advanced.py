@@ -4,8 +4,8 @@
 
 # %% auto #0
 __all__ = ['TOKENS_PER_PARAMETER', 'USEFUL_REPEATS', 'saved_bytes', 'activation_bytes', 'optimizer_bytes', 'probe_seconds',
-           'CostEstimate', 'format_seconds', 'format_bytes', 'plan_steps', 'free_memory', 'compute_optimal',
-           'estimate_cost', 'find_micro_batch', 'LRSweep', 'find_lr', 'average_checkpoints']
+           'CostEstimate', 'format_seconds', 'format_bytes', 'steps_per_epoch', 'plan_steps', 'free_memory',
+           'compute_optimal', 'estimate_cost', 'find_micro_batch', 'LRSweep', 'find_lr', 'average_checkpoints']
 
 # %% ../nbs/10_advanced.ipynb #fe82b951
 import copy
@@ -188,6 +188,16 @@ def _time_rows(cost: CostEstimate) -> list[tuple[str, str]]:
     return rows
 
 # %% ../nbs/10_advanced.ipynb #14553379
+def steps_per_epoch(
+    config: Config,  # model and training
+    text_tokens: int,  # of the whole text
+) -> int:  # optimizer steps in which every training window is visited once
+    "Windows of the training part, in batches."
+    t = config.training
+    windows = math.ceil(max(1, round(text_tokens * (1 - t.val_fraction)) - 1) / config.model.max_seq_length)
+    return math.ceil(windows / (t.batch_size * t.gradient_accumulation_steps))
+
+# %% ../nbs/10_advanced.ipynb #7cfc3304
 def plan_steps(
     config: Config,  # model and training
     text_tokens: int | None,  # of the whole text, or None
@@ -197,10 +207,9 @@ def plan_steps(
     batch = t.batch_size * t.gradient_accumulation_steps
     if text_tokens is None:
         return t.max_steps, t.max_steps and t.max_steps * batch * block
-    train_tokens = max(1, round(text_tokens * (1 - t.val_fraction)))
-    per_epoch = math.ceil(math.ceil(max(1, train_tokens - 1) / block) / batch)
+    per_epoch = steps_per_epoch(config, text_tokens)
     steps = min(per_epoch * t.num_epochs, t.max_steps or per_epoch * t.num_epochs)
-    return steps, round(train_tokens * steps / per_epoch)
+    return steps, round(text_tokens * (1 - t.val_fraction) * steps / per_epoch)
 
 # %% ../nbs/10_advanced.ipynb #0a3bea4c
 def _run_seconds(config: Config, text_tokens: int | None, steps: int | None, step: float | None) -> float | None:
@@ -208,9 +217,12 @@ def _run_seconds(config: Config, text_tokens: int | None, steps: int | None, ste
     if steps is None or step is None:
         return None
     t = config.training
+    if text_tokens is None:
+        return steps * step
     per_token = step / (t.batch_size * t.gradient_accumulation_steps * config.model.max_seq_length)
-    evaluations = t.num_epochs + (steps // t.eval_every if t.eval_every else 0)
-    return steps * step + evaluations * (text_tokens or 0) * t.val_fraction * per_token / 3
+    ends = (steps_per_epoch(config, text_tokens), t.eval_every or steps, steps)  # of epochs, intervals, the run
+    evaluations = len({n for every in ends for n in range(every, steps + 1, every)})
+    return steps * step + evaluations * text_tokens * t.val_fraction * per_token / 3
 
 
 def _memory_parts(config: Config, model: nn.Module, precision: str) -> dict[str, int]:

@@ -66,3 +66,13 @@ def test_the_log_says_how_well_the_device_was_used(small_text, capsys):
     results = json.loads(capsys.readouterr().out)["results"]
     records = [r for r in read_metrics("run") if r["event"] == "train"]
     assert 0 < results["mfu"] < 1 and all(0 < r["mfu"] < 1 and r["tokens_per_second"] > 0 for r in records)
+
+
+def test_a_run_that_ends_early_is_not_charged_for_its_epochs(monkeypatch):
+    "max_steps ends it in the first epoch: 10 steps and two evaluations, however many epochs were asked for."
+    from llmbuilder import advanced
+
+    monkeypatch.setattr(advanced, "probe_seconds", lambda config, steps: 1.0)
+    settings = {"model": dict(vocab_size=50, max_seq_length=10, embedding_dim=16, num_heads=2), "training": dict(
+        batch_size=10, max_steps=10, num_epochs=1000, eval_every=5)}
+    assert estimate_cost(Config.from_dict(settings), 10_000).seconds == pytest.approx(10 + 2 * 1000 * 0.01 / 3)
