@@ -33,13 +33,13 @@ def best_of(function, seconds: float = 3.0, least: int = 3) -> float:
 
 # ---- learning -------------------------------------------------------------------------------------------------------------------
 
-def characters():
-    "Training and validation windows of the text's characters, context 64."
+def characters(context=64):
+    "Training and validation windows of the text's characters."
     from llmbuilder.data import TextDataset
     from llmbuilder.tokenizer import train_tokenizer
 
     tokenizer = train_tokenizer(TEXT, model_type="char")
-    return TextDataset(TEXT, 64, tokenizer=tokenizer).split(0.1)
+    return TextDataset(TEXT, context, tokenizer=tokenizer).split(0.1)
 
 
 def learn(config, target=TARGET):
@@ -59,7 +59,7 @@ def learn(config, target=TARGET):
             if self.reached is None and record["val_loss"] <= target: self.reached, self.steps = self.seconds, record["step"]
             self.last = time.perf_counter()
 
-    train, val = characters()
+    train, val = characters(config.model.max_seq_length)
     seed_everything(config.training.seed)
     config.vocab_size = train.tokenizer.vocab_size
     model, clock = build_model(config.model), Clock()
@@ -86,9 +86,29 @@ def learn_ours(repeat=0, **_):
 
 
 def learn_full(repeat=0, **_):
+    "The preset as it is, evaluated at the end only: no time is asked of it."
     from llmbuilder.config import load_config
 
-    return learn(load_config(preset="shakespeare", eval_every=50, save_every=0, seed=1337 + repeat))
+    return learn(load_config(preset="shakespeare", eval_every=0, save_every=0, seed=1337 + repeat))
+
+
+def gpu_config(repeat, model, **training):
+    "nanoGPT's GPU recipe for the characters: sizes, batch, steps and dropout; the rest is the caller's."
+    from llmbuilder.config import Config, ModelConfig, TrainingConfig
+
+    sizes = dict(vocab_size=512, embedding_dim=384, num_layers=6, num_heads=6, max_seq_length=256, dropout=0.2)
+    model = ModelConfig.gpt2(**sizes) if model == "gpt2" else ModelConfig(**sizes)
+    training = TrainingConfig(batch_size=64, num_epochs=100, weight_decay=0.1, beta2=0.99, eval_every=250, save_every=0, seed=1337 + repeat,
+                              device="cuda", mixed_precision="bf16", compile=True, **training)
+    return Config.from_dict({"model": model.to_dict(), "training": training.to_dict(), "tokenizer": {"vocab_size": 512}})
+
+
+def gpu_learn_nanogpt(repeat=0, **_):
+    return learn(gpu_config(repeat, "gpt2", max_steps=5000, learning_rate=1e-3, warmup_steps=100, min_lr_ratio=0.1), 1.47)
+
+
+def gpu_learn_ours(repeat=0, **_):
+    return learn(gpu_config(repeat, "ours", max_steps=1000, optimizer="muon", learning_rate=3e-3, muon_learning_rate=0.02, warmup_steps=0), 1.47)
 
 
 # ---- the guide's small run ------------------------------------------------------------------------------------------------------
@@ -167,6 +187,7 @@ def bare_loop(model, loss_of, batch, optimizer=None, seconds=8.0):
     import torch
 
     x, y = batch
+    wait = torch.cuda.synchronize if x.is_cuda else lambda: None
     optimizer = optimizer or torch.optim.AdamW(model.parameters(), lr=1e-3, fused=True)
 
     def step():
@@ -175,6 +196,7 @@ def bare_loop(model, loss_of, batch, optimizer=None, seconds=8.0):
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
+        wait()
 
     return {"tokens_per_second": x.numel() / best_of(step, seconds), "parameters": sum(p.numel() for p in model.parameters())}
 
@@ -297,6 +319,35 @@ def flops_matmul(**_):
     return {"flops": work / best_of(lambda: [x @ w.T for x, w in pairs], 4.0)}
 
 
+def gpu_flops_model(**_):
+    "FLOP/s of a training step of GPT-2's smallest size on a GPU, in bf16 and compiled."
+    import torch
+
+    from llmbuilder.config import ModelConfig
+    from llmbuilder.device import autocast, compile_model
+    from llmbuilder.model import build_model, flops_per_token
+
+    config = ModelConfig.gpt2(vocab_size=50304, max_seq_length=1024, embedding_dim=768, num_layers=12, num_heads=12)
+    model = compile_model(build_model(config).cuda().train())
+    batch = [t.cuda() for t in random_batch((16, 1024), config.vocab_size)]
+
+    def loss_of(model, x, y):
+        with autocast("cuda", "bf16"): return model(x, y)
+
+    torch.set_float32_matmul_precision("high")
+    speed = bare_loop(model, loss_of, batch)
+    return {"flops": speed["tokens_per_second"] * flops_per_token(config, 1024), "parameters": speed["parameters"]}
+
+
+def gpu_flops_peak(**_):
+    "The 16-bit FLOP/s that the GPU's data sheet promises."
+    from llmbuilder.device import peak_flops
+
+    flops = peak_flops("cuda")
+    if flops is None: raise SystemExit("this GPU is not in llmbuilder.device.PEAK_FLOPS: add its data sheet's number")
+    return {"flops": flops}
+
+
 # ---- generation -----------------------------------------------------------------------------------------------------------------
 
 GENERATION = dict(vocab_size=8000, max_seq_length=512, embedding_dim=256, num_layers=4, num_heads=8)
@@ -350,6 +401,25 @@ def generate_minimal(**_):
             ids = order.gather(-1, torch.multinomial(values, 1))
 
     return {"tokens_per_second": NEW / best_of(call, 6.0)}
+
+
+def generate_products(**_):
+    "The limit: one token's matrix products and nothing else, every weight read once, as generation reads it."
+    import torch
+    from torch import nn
+
+    from llmbuilder.config import ModelConfig
+    from llmbuilder.model import build_model
+
+    model = build_model(ModelConfig(**GENERATION)).eval()
+    weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear)] + [model.embed.weight]
+    inputs = [torch.randn(1, w.shape[1]) for w in weights]
+
+    @torch.inference_mode()
+    def call():
+        for x, w in zip(inputs, weights): nn.functional.linear(x, w)
+
+    return {"tokens_per_second": 1 / best_of(call, 4.0, 100)}
 
 
 def batch_prompts(together: bool):

@@ -192,35 +192,30 @@ def _weights(logits, top, temperature):
     return _scaled(logits, top, temperature).exp_()
 
 
-def _reaches(weights, total, top_p):
-    "How many weights, largest first, add up to top_p of the total, (B, 1); one more than there are: all do not."
-    return 1 + (weights.cumsum(-1, dtype=_double(weights)) < (top_p - ROUNDING) * total).sum(-1, keepdim=True)
+def _speeds(weights, waits):
+    "The speed of each token: the largest one wins the race."
+    return weights / waits.clamp(1e-30, 1e3)
 
 
-def _cut_tail(weights, total, top_p):
-    "Weights, largest first, with 0 for those that top_p cuts; and the most that stay in a row (K + 1: too few seen)."
-    count = _reaches(weights, total, top_p)
-    cut = torch.arange(weights.shape[-1], device=weights.device) >= count
-    return weights.masked_fill_(cut, 0), int(count.max())
-
-
-def _cut_rest(weights, total, top_p):
-    "The same in the order of ids, by comparing with the smallest that stays; None where others are equal to it."
-    on_cpu = weights.device.type == "cpu"  # numpy sorts bare values several times faster
-    values = torch.from_numpy(-np.sort(-weights.numpy())) if on_cpu else weights.sort(descending=True)[0]
-    count = _reaches(values, total, top_p).clamp_(max=weights.shape[-1])
-    kept = weights >= values.gather(-1, count - 1)
-    exact = bool((kept.sum(-1, keepdim=True) == count).all())
-    return weights * kept if exact else None, int(count.max())
+def _winner_within(weights, waits, total, top_p):
+    "Who wins among the smallest set that reaches top_p of the total, (B, 1): winners outside it are sent away."
+    race, ids = _speeds(weights, waits), torch.arange(weights.shape[-1], device=weights.device)
+    while True:
+        at = race.argmax(-1, keepdim=True)
+        weight = weights.gather(-1, at)
+        ahead = (weights > weight) | (weights == weight) & (ids < at)  # of equal ones, the lowest id is the first
+        mass = weights.mul(ahead).sum(-1, keepdim=True, dtype=_double(weights))
+        out = (mass > 0) & (mass >= (top_p - ROUNDING) * total)  # the likeliest token always stays
+        if not out.any():
+            return at
+        race.masked_fill_(out & ~ahead, -1)
 
 # %% ../nbs/08_generation.ipynb #fc2f3179
 class Sampler:
     "Chooses the next token of every row, and sorts no more of the vocabulary than the settings need."
 
-    widths = 64, 512  # how many of the likeliest tokens to look at first for top_p; then all
-
     def __init__(self, config: GenerationConfig):  # checked settings
-        self.config, self.width = config, self.widths[0]
+        self.config = config
 
     def __call__(
         self,
@@ -228,46 +223,24 @@ class Sampler:
         u: torch.Tensor | None,  # (B, V) from 0 up to 1, a random number for every token; None for temperature 0
     ) -> torch.Tensor:  # ids (B, 1); -1 where the logits are not numbers
         "The winner of a race in which each token that stays waits an exponential time, shorter the likelier it is."
-        top = logits.amax(-1, keepdim=True)
-        if self.config.temperature == 0:
+        c, top = self.config, logits.amax(-1, keepdim=True)
+        if c.temperature == 0:
             return logits.argmax(-1, keepdim=True).where(top.isfinite(), -1)
-        weights, ids = self.candidates(logits, top)
-        waits = torch.log1p(-(u if ids is None else u.gather(-1, ids))).neg_()  # exponentially distributed
-        at = weights.div_(waits.clamp_(1e-30, 1e3)).argmax(-1, keepdim=True)
+        values, ids = logits, None
+        if c.top_k is not None and c.top_k < logits.shape[-1]:
+            values, ids = largest(logits, c.top_k)  # likeliest first
+        at = self.race(_weights(values, top, c.temperature), u if ids is None else u.gather(-1, ids))
         return (at if ids is None else ids.gather(-1, at)).where(top.isfinite(), -1)
 
-    def candidates(self, logits, top):
-        "Weights, 0 for tokens that are cut, and their ids: likeliest first, or None for all in the order of ids."
-        c, size = self.config, logits.shape[-1]
-        nucleus = c.top_p is not None and c.top_p < 1
-        if c.top_k is not None and c.top_k < size:
-            values, ids = largest(logits, c.top_k)
-            weights = _weights(values, top, c.temperature)
-            if nucleus:
-                weights, _ = _cut_tail(weights, weights.sum(-1, keepdim=True, dtype=_double(weights)), c.top_p)
-        elif nucleus:
-            weights, ids = self.nucleus(logits, top)
-        else:
-            weights, ids = _weights(logits, top, c.temperature), None
-        return (weights.masked_fill_(weights < c.min_p, 0) if c.min_p else weights), ids
-
-    def nucleus(self, logits, top):
-        "The smallest set that reaches top_p: looked for among the likeliest few, then among more, then among all."
-        c, size = self.config, logits.shape[-1]
-        every, ids = _weights(logits, top, c.temperature), None
-        total = every.sum(-1, keepdim=True, dtype=_double(every))  # of the whole vocabulary
-        for width in [w for w in self.widths if self.width <= w < size]:
-            values, ids = largest(logits, width)
-            weights, count = _cut_tail(_weights(values, top, c.temperature), total, c.top_p)
-            if count <= width:
-                break
-        else:
-            (weights, count), ids = _cut_rest(every, total, c.top_p), None
-            if weights is None:
-                values, ids = descending(logits)
-                weights, count = _cut_tail(_weights(values, top, c.temperature), total, c.top_p)
-        self.width = next((w for w in self.widths if 2 * count <= w), size)  # where the next token starts to look
-        return weights, ids
+    def race(self, weights, u):
+        "Where the winner stands among these weights, (B, 1)."
+        c, waits = self.config, torch.log1p(-u).neg_()  # exponentially distributed
+        total = weights.sum(-1, keepdim=True, dtype=_double(weights))
+        if c.min_p:
+            weights.masked_fill_(weights < c.min_p, 0)  # less likely than all that stay: top_p does not miss them
+        if c.top_p is None or c.top_p >= 1:
+            return _speeds(weights, waits).argmax(-1, keepdim=True)
+        return _winner_within(weights, waits, total, c.top_p)
 
 # %% ../nbs/08_generation.ipynb #892f83a1
 _NOT_FINITE = (
