@@ -104,5 +104,6 @@ def test_reference_shows_what_a_docment_says(built):
 def test_every_notebook_installs_itself_in_colab():
     for path in (ROOT / "nbs").rglob("*.ipynb"):
         if not re.search(r"/[._]", path.relative_to(ROOT).as_posix()):
-            first = next(c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code")
-            assert "google.colab" in "".join(first["source"]), f"{path.name}: tools/nb.py put adds the cell for Colab"
+            code = [c for c in json.loads(path.read_text(encoding="utf-8"))["cells"] if c["cell_type"] == "code"]
+            installs = ["git+https://github.com/llmbuilder/llmbuilder" in "".join(c["source"]) for c in code]
+            assert sum(installs) == 1 and installs[0], f"{path.name}: tools/nb.py put adds the cell for Colab"

@@ -29,8 +29,8 @@ if "google.colab" in sys.modules:
 
 
 def with_colab(doc):
-    "The notebook with the cell for Colab behind its title."
-    if not any("google.colab" in c.source for c in doc.cells if c.cell_type == "code"):
+    "The notebook with a cell that installs the package in Colab behind its title, where it has none of its own."
+    if not any("install -q" in c.source and "git+https://github.com/llmbuilder" in c.source for c in doc.cells):
         doc.cells.insert(1, nbformat.v4.new_code_cell(COLAB))
     return doc
 
