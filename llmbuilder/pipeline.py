@@ -21,7 +21,8 @@ from typing import Any
 
 from .checkpoint import (
     CheckpointError, RunFolder, find_checkpoint, load_model, read_metrics, verify_checkpoint)
-from .config import Config, ConfigError, atomic_write_text, format_count, load_config, notify
+from .config import (
+    Config, ConfigError, TrainingConfig, atomic_write_text, format_count, load_config, notify)
 from .data import (
     DataError, DataReport, TextDataset, TokenFile, encode_documents, find_files, fingerprint_files, load_documents)
 from .device import dist_info, main_first, on_main, pick_device, seed_everything, several
@@ -510,8 +511,25 @@ def resume_plan(
     settings = run.get("settings") or load_config(folder / "config.json").to_dict()
     alone = {"strategy": None}  # another number of processes may go on with it
     config = Config.from_dict(settings | {"training": settings["training"] | alone | (training or {})})
+    _check_goal(folder, run, config.training, training or {})
     chosen = run.get("tokenizer_dir")
     return keep_tokenizer(make_plan([_near(path) for path in source], folder, config, chosen and _near(chosen)))
+
+# %% ../nbs/15_pipeline.ipynb #57e99e4c
+def _check_goal(
+    folder: Path,
+    run: dict[str, Any],  # its run.json
+    wanted: TrainingConfig,  # the settings to go on with
+    changed: Iterable[str],  # names of those that are new
+) -> None:
+    "Refuse a goal that the run has left behind. Raises ConfigError."
+    numbers = run.get("results") or {}
+    behind = {"max_steps": run.get("step"), "num_epochs": numbers.get("epochs")}
+    for name, done in behind.items():
+        goal = getattr(wanted, name)
+        if name in changed and goal is not None and done is not None and goal < done:
+            unit = name.split("_")[1]
+            raise ConfigError(f"training.{name} = {goal}, but the run in {folder} has {done} {unit} behind it; set more.")
 
 # %% ../nbs/15_pipeline.ipynb #94defa1c
 def _near(path: str | Path) -> Path:

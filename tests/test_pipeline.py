@@ -281,6 +281,12 @@ def test_resume_plan_finds_text_settings_and_tokenizer(done, data, folder):
         resume_plan(folder / "nothing here")
 
 
+@pytest.mark.parametrize("name, said", [("max_steps", "steps behind it"), ("num_epochs", "epochs behind it")])
+def test_a_goal_that_lies_behind_the_run_is_refused(done, data, name, said):
+    with pytest.raises(lb.ConfigError, match=f"training.{name} = 1, .* has [0-9]+ {said}"):
+        resume_plan(data / "output", training={name: 1})
+
+
 def test_open_run(done, data, folder):
     assert torch.equal(weights(open_run(data / "output")), weights(done))
     with pytest.raises(lb.LLMBuilderError, match="no run"):
