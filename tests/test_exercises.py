@@ -60,15 +60,8 @@ def is_check(node, number):
     return isinstance(node, ast.Expr | ast.Assert) and f"check_exercise_{number}" in ast.unparse(node)
 
 
-def to_be_redrawn(path):
-    "Its checks return their verdict, and two of its solutions are prose: counted as known until that notebook is redrawn."
-    if path.name == "07_training.ipynb":
-        pytest.xfail("graded by return values, solutions without their check")
-
-
 @every
 def test_each_exercise_has_a_solution_that_runs_and_a_wrong_answer_that_fails(path):
-    to_be_redrawn(path)
     found = exercises(path)
     assert list(found) == list(range(1, len(found) + 1)) and 3 <= len(found) <= 5
     for number, one in found.items():
@@ -110,7 +103,6 @@ def succeeds(shell, source):
 @pytest.mark.timeout(600)
 @every
 def test_the_readers_way(path, monkeypatch):
-    to_be_redrawn(path)
     monkeypatch.setenv("LLMBUILDER_QUICK", "1")
     monkeypatch.setenv("LLMBUILDER_UI", "text")
     monkeypatch.chdir(path.parent)

@@ -168,3 +168,22 @@ def test_no_package_registry_is_named():
         if name and path.is_file():
             data = path.read_bytes().lower()
             assert not [h for h in hosts if h.encode() in data], name
+
+
+def test_the_map_has_every_lesson_and_the_index_links_each():
+    "python tools/course_map.py draws the picture; its --links are the row below it in nbs/index.ipynb."
+    sys.path.insert(0, str(ROOT / "tools"))
+    import course_map
+
+    assert {box[0] for box in course_map.there()} == {p.stem for p in EXPORTED}, "a box for each lesson: BOXES"
+    source = "\n".join(c.source for c in read(ROOT / "nbs" / "index.ipynb").cells)
+    missing = [link for link in course_map.links().split(" · ") if link not in source]
+    assert not missing, "put the output of python tools/course_map.py --links below the map"
+    assert "](course_map.png)" in source and (ROOT / "nbs" / "course_map.png").stat().st_size < 200_000
+
+
+@every
+def test_every_tutorial_is_linked_in_the_index(path):
+    if path.parent.name == "tutorials":
+        source = "\n".join(c.source for c in read(ROOT / "nbs" / "index.ipynb").cells)
+        assert f"](tutorials/{path.name})" in source
