@@ -120,7 +120,8 @@ def _meanings(text: str, hint: Any) -> list[Any]:
     "What the text of a variable may stand for in a setting of this type, the likeliest first."
     if hint is str:
         return [text]
-    found: list[Any] = {"true": [True], "false": [False], "none": [None], "null": [None]}.get(text.lower(), [])
+    plain: dict[str, list[Any]] = {"true": [True], "false": [False], "none": [None], "null": [None]}
+    found = plain.get(text.lower(), [])
     with contextlib.suppress(ValueError, RecursionError):
         found = [*found, json.loads(text)]
     if get_origin(hint) is tuple:
@@ -259,7 +260,7 @@ def flags_of(
         if name not in {f.name for f in dataclasses.fields(cls)} or _POSITIONAL in marks:
             continue
         inner = hint.__origin__ if marks else hint
-        if dataclasses.is_dataclass(inner):
+        if isinstance(inner, type) and dataclasses.is_dataclass(inner):
             found |= flags_of(inner, prefix if marks else f"{prefix}{name}.")
         else:
             twin = inner is bool and FlagCreatePairsOff not in marks
@@ -356,7 +357,8 @@ def _defaults(cls: type, argv: list[str]) -> Any:
         elif hint in SECTIONS.values():
             values[f.name] = getattr(load_config(**environment()), hint._path)
         elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
-            values[f.name] = _defaults(hint, argv) if dataclasses.is_dataclass(hint) else tyro.MISSING
+            nested = isinstance(hint, type) and dataclasses.is_dataclass(hint)
+            values[f.name] = _defaults(hint, argv) if nested else tyro.MISSING
     return cls(**values)
 
 # %% ../nbs/16_cli.ipynb #1c0cdf80
@@ -466,12 +468,13 @@ def _run(argv: list[str]) -> int:
     answer = chosen.run(parse(chosen, rest))
     if not _speaks():
         return answer.code
-    whole = isinstance(answer.text, str)
+    pieces = [answer.text + "\n" * (answer.text[-1:] != "\n")] if isinstance(answer.text, str) else answer.text
     if "--json" in argv:
-        data = answer.data if whole else answer.data | {"text": "".join(answer.text).removesuffix("\n")}
+        whole = isinstance(answer.text, str)
+        data = answer.data if whole else answer.data | {"text": "".join(pieces).removesuffix("\n")}
         print(json.dumps(json_value(data), indent=1, ensure_ascii=False))
     else:
-        for piece in [answer.text + "\n" * (answer.text[-1:] != "\n")] if whole else answer.text:
+        for piece in pieces:
             print(piece, end="", flush=True)
     sys.stdout.flush()
     return answer.code
@@ -534,7 +537,7 @@ class TrainModelArgs:
 def _train_config(args: TrainModelArgs) -> Config:
     "All layers, and a word about the preset."
     s = args.settings
-    config = resolve(s, **{"training.num_epochs": args.epochs, "training.batch_size": args.batch_size,
+    config = resolve(s, None, **{"training.num_epochs": args.epochs, "training.batch_size": args.batch_size,
                            "training.strategy": args.strategy})
     start = s.config if s.config and not s.preset else f"preset {s.preset or DEFAULT_PRESET}"
     notify(f"settings: {start}, {config.model.num_layers} layers of width {config.model.embedding_dim}, "
@@ -678,7 +681,8 @@ def estimate(args: EstimateArgs) -> Answer:
 
     if args.probe_steps < 0:
         raise UsageError(f"--probe-steps must be 0 or more, not {args.probe_steps}")
-    config = resolve(args.settings, **{"training.num_epochs": args.epochs, "training.batch_size": args.batch_size})
+    given = {"training.num_epochs": args.epochs, "training.batch_size": args.batch_size}
+    config = resolve(args.settings, None, **given)
     if args.data:
         cost = _estimate(make_plan(args.data, "runs/new", config, args.tokenizer), args.probe_steps)
     else:

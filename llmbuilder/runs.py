@@ -20,6 +20,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -69,8 +70,8 @@ def default_span(
 
 # %% ../nbs/12_runs.ipynb #0a535fd2
 def thin(
-    xs: list[float],  # rising
-    ys: list[float],  # as many
+    xs: Sequence[float],  # rising
+    ys: Sequence[float],  # as many
     most: int = 2000,  # points to keep, at most
 ) -> tuple[list[float], list[float]]:
     "A curve in fewer points: of each stretch the lowest and the highest, so that no spike is lost."
@@ -217,7 +218,7 @@ def run_curves(
     steps, losses = curves["loss"]
     curves["smoothed loss"] = steps, smooth(losses, default_span(len(losses)) if span is None else span)
     share = {"loss": 0.3, "smoothed loss": 0.25, "gradient norm": 0.15}  # the other four get 0.07 each
-    return {name: thin(*curve, int(most * share.get(name, 0.07))) for name, curve in curves.items()}
+    return {name: thin(xs, ys, int(most * share.get(name, 0.07))) for name, (xs, ys) in curves.items()}
 
 # %% ../nbs/12_runs.ipynb #4adcc243
 def figure_png(
@@ -319,7 +320,7 @@ def _draw_loss(axes, curves, vocab_size, marks, others, log_y):
 def plot_curves(
     curves: dict,  # of `run_curves`
     vocab_size: int | None = None,  # draws the loss of guessing
-    marks: list[tuple[int, float]] = (),  # of `lr_marks`
+    marks: Sequence[tuple[int, float]] = (),  # of `lr_marks`
     others: dict[str, dict] | None = None,  # {name: curves} of runs to lay over
     log_y: bool = False,  # a logarithmic loss axis
     size: tuple[float, float] = (9, 4.6),  # inches
@@ -342,7 +343,7 @@ def plot_curves(
 # %% ../nbs/12_runs.ipynb #3f951fb2
 def plot_run(
     run: Run | str | Path,  # a run or its folder
-    others: list = (),  # runs to lay over
+    others: Sequence = (),  # runs to lay over
     span: float | None = None,  # smoothing, in points; None = `default_span`
     log_y: bool = False,  # a logarithmic loss axis
 ) -> Plot:
