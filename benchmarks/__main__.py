@@ -19,7 +19,7 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent
-THREADS = str(os.cpu_count() or 1)
+THREADS = os.environ.get("BENCHMARK_THREADS") or str(os.cpu_count() or 1)  # losses do not depend on it; times do
 
 
 def processor() -> str:
@@ -50,14 +50,19 @@ def peer_python() -> str:
     return str(python)
 
 
+class SideFailed(Exception):
+    "A side that did not end well, with what it said; the rows of the others are measured all the same."
+
+
 def run_side(side: str, **options) -> dict:
     "One measurement in a fresh process: what its last line of output says."
     env = {**os.environ, "OMP_NUM_THREADS": THREADS, "LLMBUILDER_UI": "text", "PYTHONPATH": str(ROOT)}
     python = sys.executable
     if side.startswith("peer2"):
         python, env["PYTHONPATH"] = peer_python(), ""
-    done = subprocess.run([python, str(HERE / "sides.py"), side, json.dumps(options)], env=env, capture_output=True, text=True, cwd=HERE)
-    if done.returncode: raise SystemExit(f"{side} failed:\n{done.stderr[-3000:]}")
+    done = subprocess.run([python, str(HERE / "sides.py"), side, json.dumps(options)], env=env, capture_output=True, text=True, cwd=HERE,
+                          timeout=1800)
+    if done.returncode: raise SideFailed(f"{side} failed:\n{done.stderr[-3000:]}")
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
@@ -68,9 +73,8 @@ ROWS = {
     "loss_same_tokens": ("whole-validation loss after 2,000 steps of 12 x 64 characters, 0.8 M parameters", "learn_full",
                          {"limit 1.62": None}, "final_loss", "lower", {"limit 1.62": 1.62}, "nats"),
     "small_run": ("training tokens/s on the guide's small settings (256/4/8, block 64, batch 1, save_every=1)", "small_ours",
-                  {"llmbuilder 2.0.0": "peer2_small"}, "tokens_per_second", "higher", {"llmbuilder 2.0.0": 4.0}, "tokens/s"),
-    "saving": ("the same with save_every=1 against no step saves", "small_ours", {"no step saves": "small_unsaved"},
-               "tokens_per_second", "higher", {"no step saves": 0.9}, "tokens/s"),
+                  {"llmbuilder 2.0.0": "peer2_small", "ours without step saves": "small_unsaved"},
+                  "tokens_per_second", "higher", {"llmbuilder 2.0.0": 4.0, "ours without step saves": 0.9}, "tokens/s"),
     "trainer": ("Trainer against a bare loop on the same model and batches", "trainer_ours", {"bare loop": "trainer_bare"},
                 "tokens_per_second", "higher", {"bare loop": 0.95}, "tokens/s"),
     "gpt2_small": ("bare loop, GPT-2 shape, 0.8 M parameters", "gpt2_ours", {"transformers": "gpt2_transformers",
@@ -110,10 +114,11 @@ def measure(name: str, repeats: int, before: dict | None = None) -> dict:
     sides = [ours, *(s for s in peers.values() if s)]
     runs = {side: list((before or {}).get("details", {}).get(side, [])) for side in sides}
     if len({len(r) for r in runs.values()}) > 1: runs = {side: [] for side in sides}  # a side is new: nothing to add to
-    for i in range(repeats):
+    done = len(runs[ours])
+    for i in range(done, done + repeats):  # the number of a repeat is its seed
         for side in sides:
             runs[side].append(run_side(side, repeat=i))
-            print(f"{name} {i + 1}/{repeats} {side}: {runs[side][-1]}", file=sys.stderr, flush=True)
+            print(f"{name} {i + 1}/{done + repeats} {side}: {runs[side][-1]}", file=sys.stderr, flush=True)
     row = {"what": what, "unit": unit, "date": datetime.date.today().isoformat(), "repeats": len(runs[ours]),
            "ours": statistics.median(r[key] for r in runs[ours]), "details": runs, "ratios": {}}
     for peer, side in peers.items():
@@ -178,13 +183,18 @@ def main():
     if unknown: parser.error(f"unknown: {', '.join(sorted(unknown))}; choose from {', '.join(ROWS)}")
     store = HERE / "results.json"
     results = json.loads(store.read_text()) if store.exists() else {}
+    write_table(results)
+    failures = []
     for name in args.names or ROWS:
         if reason := missing(name):
             demanded = next(iter(ROWS[name][5].values()))
             results[name] = {"what": ROWS[name][0], "missing": reason, "demanded": demanded, "date": datetime.date.today().isoformat()}
-        else: results[name] = measure(name, args.repeats, results.get(name) if args.add else None)
+        else:
+            try: results[name] = measure(name, args.repeats, results.get(name) if args.add else None)
+            except (SideFailed, subprocess.SubprocessError) as error: failures.append(f"{name}: {error}")
         store.write_text(json.dumps(results, indent=1) + "\n")
         write_table(results)
+    if failures: raise SystemExit("\n\n".join(failures))
 
 
 if __name__ == "__main__": main()
