@@ -146,8 +146,7 @@ _CSS = """
   --lb-line: var(--jp-border-color2, rgba(128,128,128,.4)); --lb-soft: var(--jp-layout-color2, rgba(128,128,128,.12));
   --lb-blue: #0072b2; --lb-orange: #b84f00; --lb-green: #00795b; --lb-red: #b3261e;
   color: var(--lb-fg); max-width: 920px; font-size: 13px; padding: 2px 4px; box-sizing: border-box;
-  font-family: var(--jp-ui-font-family, system-ui, sans-serif); overflow:
-  visible; }
+  font-family: var(--jp-ui-font-family, system-ui, sans-serif); overflow: visible; }
 [data-jp-theme-light="false"] .lb, html[theme=dark] .lb, .vscode-dark .lb {
   --lb-blue: #6cb6e8; --lb-orange: #f2a35e; --lb-green: #58c9a3; --lb-red: #ff8a80; }
 .lb .widget-html-content, .lb .jupyter-widgets.widget-html > .widget-html-content { line-height: 1.45; height: auto; }
@@ -163,6 +162,7 @@ _CSS = """
 .lb pre, .lb code { font-family: var(--jp-code-font-family, monospace); font-size: 12px; white-space: pre-wrap;
   word-break: break-word; }
 .lb code.lb-copy { user-select: all; background: var(--lb-soft); padding: 2px 6px; border-radius: 3px; }
+.lb code.lb-call { display: block; padding: 4px 8px; margin: 3px 0; }
 """
 
 # %% ../nbs/13_dashboard.ipynb #b80de581
@@ -197,13 +197,6 @@ _CSS_TOKENS = """
 .lb .lb-new { background: color-mix(in srgb, var(--lb-blue) 16%, transparent); }
 .lb .lb-box { border: 1px solid var(--lb-line); border-radius: 4px; padding: 6px 10px; margin: 2px 0; }
 .lb a { color: var(--jp-content-link-color, var(--lb-blue)); }
-.lb .lb-cut { color: var(--lb-dim); text-decoration: line-through; opacity: .8; }
-.lb tr.lb-gone code { color: var(--lb-dim); text-decoration: line-through; }
-.lb .lb-p { position: relative; height: 17px; background: var(--lb-soft); }
-.lb .lb-p i { position: absolute; inset: 0 auto 0 0; background: color-mix(in srgb, var(--lb-blue) 45%, transparent);
-  border-right: 2px solid var(--lb-blue); }
-.lb .lb-p span { position: absolute; right: 4px; line-height: 17px; }
-.lb .lb-filters { width: 100%; table-layout: fixed; }
 .lb .lb-box > .lb-text { max-height: 10.2em; overflow-y: auto; }
 .lb .lb-box.lb-text { max-height: 15em; overflow-y: auto; }
 .lb .widget-textarea { width: calc(100% - 4px) !important; }
@@ -231,20 +224,36 @@ _CSS_MORE = """
   border: 2px solid var(--lb-orange); }
 .lb .lb-two { display: grid; grid-template-columns: repeat(auto-fit, minmax(340px, 1fr)); gap: 10px; }
 .lb .lb-map, .lb .widget-image.lb-map { min-width: 300px; max-width: 430px; }
+"""
+
+# %% ../nbs/13_dashboard.ipynb #0796c1fb
+_CSS_TABLES = """
+.lb .lb-cut { color: var(--lb-dim); }
+.lb tr.lb-gone code { color: var(--lb-dim); text-decoration: line-through; }
+.lb .lb-p { position: relative; height: 17px; min-width: 96px;
+  background: linear-gradient(var(--lb-soft), var(--lb-soft)) 0 0 / calc(100% - 46px) 100% no-repeat; }
+.lb .lb-p i { position: absolute; inset: 0 auto 0 0; background: color-mix(in srgb, var(--lb-blue) 45%, transparent);
+  border-right: 2px solid var(--lb-blue); }
+.lb .lb-p span { position: absolute; right: 0; line-height: 17px; }
+.lb .lb-filters { width: 100%; table-layout: fixed; }
+.lb .lb-filters th { vertical-align: bottom; }
+.lb .lb-filters td, .lb .lb-filters th { padding-right: 12px; }
+.lb .lb-filters .lb-p { min-width: 0; }
 .lb .lb-heads { display: grid; gap: 3px; }
-.lb .lb-heads button { width: auto; padding: 0; margin: 0; aspect-ratio: 1; height: auto;
+.lb .lb-heads button { width: auto; margin: 0; aspect-ratio: 1; height: auto;
   border: 1px solid var(--lb-line);
-  background-size: cover; background-color: transparent; image-rendering: pixelated; font-size: 10px;
-  color: var(--lb-fg);
-  text-shadow: 0 0 3px var(--jp-layout-color1, #fff); align-items: start; overflow: hidden; }
+  background-size: cover; background-color: transparent; image-rendering: pixelated; font-size: 11px; line-height: 1.2;
+  color: var(--lb-fg); display: flex; align-items: flex-start; justify-content: flex-end; padding: 2px 4px;
+  overflow: hidden; }
 .lb .lb-heads button.lb-on { outline: 3px solid var(--lb-blue); }
-.lb .lb-heads button.lb-off { opacity: .35; border: 2px dashed var(--lb-red); }
+.lb .lb-heads button.lb-off { border: 2px dashed var(--lb-red); color: var(--lb-red);
+  text-decoration: line-through; }
 """
 
 # %% ../nbs/13_dashboard.ipynb #432b2672
 def style_html() -> str:
     "The style sheet of every view."
-    return f"<style>{_CSS}{_CSS_PARTS}{_CSS_TOKENS}{_CSS_MORE}</style>"
+    return f"<style>{_CSS}{_CSS_PARTS}{_CSS_TOKENS}{_CSS_MORE}{_CSS_TABLES}</style>"
 
 
 def still_page(
@@ -734,7 +743,7 @@ def fill_chart(
     "The picture and the words for it."
     ui, (curves, overlay) = panel.ui, panel_curves(panel, run)
     options = dict(vocab_size=vocab_size(run), marks=lr_marks(run.records), others=overlay, log_y=ui.log_y.value)
-    panel.alt, panel.png = describe_run(run), chart_png(curves, **options)
+    panel.alt, panel.png = describe_run(run, panel.status(run)), chart_png(curves, **options)
     ui.chart.value, ui.caption.value = panel.png, f'<span class="lb-dim">{escape(panel.alt)}</span>'
 
 # %% ../nbs/13_dashboard.ipynb #b3391682
@@ -1167,7 +1176,8 @@ def readable(
 def _bar(p: float, top: float) -> str:
     if p == 0:
         return '<td><span class="lb-cut">cut</span></td>'
-    return f'<td><div class="lb-p"><i style="width:{p / top:.0%}"></i><span>{p:.1%}</span></div></td>'
+    width = f"width:calc((100% - 46px) * {p / top:.3f})"  # the number stands beside the bar, not on it
+    return f'<td><div class="lb-p"><i style="{width}"></i><span>{p:.1%}</span></div></td>'
 
 
 def filters_html(
@@ -1505,7 +1515,7 @@ def calls_html(
     note: str,  # a warning, may be empty
 ) -> str:
     "Calls that give the same text, to copy."
-    lines = "".join(f'<div style="margin:3px 0"><code class="lb-copy">{escape(call)}</code></div>' for call in calls)
+    lines = "".join(f'<code class="lb-copy lb-call">{escape(call)}</code>' for call in calls)
     return f'<h4>The same text again (click, then copy)</h4>{lines}<span class="lb-dim">{escape(note)}</span>'
 
 # %% ../nbs/13_dashboard.ipynb #8042193b
@@ -1959,10 +1969,11 @@ def plot_heads(
 # %% ../nbs/13_dashboard.ipynb #856f6112
 def thumbnail(
     weights: torch.Tensor,  # attention of one head, (T, T)
+    off: bool = False,  # switched off: grey and faint
 ) -> str:  # a data URL
     "A head's map as a tiny picture: blue where it looks, transparent elsewhere."
-    alpha = (weights.sqrt() * 255).byte()
-    color = torch.tensor([0, 114, 178], dtype=torch.uint8).expand(*alpha.shape, 3)
+    alpha = (weights.sqrt() * (110 if off else 255)).byte()
+    color = torch.tensor([128, 128, 128] if off else [0, 114, 178], dtype=torch.uint8).expand(*alpha.shape, 3)
     out = io.BytesIO()
     Image.fromarray(torch.cat([color, alpha[..., None]], -1).numpy(), "RGBA").save(out, "PNG")
     return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
@@ -1999,7 +2010,8 @@ class HeadButtons:
         rules = []
         for (layer, head), made in self.grid.items():
             name = f"{self.key}-{layer}-{head}"
-            rules.append(f".lb .{name} {{ background-image: url({thumbnail(inside.maps[layer][head])}) }}")
+            small = thumbnail(inside.maps[layer][head], (layer, head) in off)
+            rules.append(f".lb .{name} {{ background-image: url({small}) }}")
             marks = ["lb-on"] * ((layer, head) == chosen) + ["lb-off"] * ((layer, head) in off)
             made._dom_classes = (name, *marks)
         self.style.value = f"<style>{''.join(rules)}</style>"

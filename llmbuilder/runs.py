@@ -301,7 +301,7 @@ def _draw_loss(axes, curves, vocab_size, marks, others, log_y):
         label = f"best {best[1]:.3f} at step {best[0]:,}"
         axes.plot(*best, color=ORANGE, marker="*", ms=13, mec="white", ls="none", label=label)
     for (name, other), (color, style) in zip(others.items(), _OTHERS * 9):
-        curve = other["validation"] if other["validation"][0] else other["smoothed loss"]
+        curve = other["validation"] if len(other["validation"][0]) > 1 else other["smoothed loss"]
         axes.plot(*curve, color=color, ls=style, lw=1.2, label=name, zorder=1.5)
     if vocab_size:
         axes.axhline(loss_of_guessing(vocab_size), color=GREY, ls=":", lw=1.2, label=f"guessing, ln {vocab_size:,}")
@@ -380,11 +380,12 @@ def vocab_size(
 # %% ../nbs/12_runs.ipynb #bb1137a7
 def describe_run(
     run: Run,  # a run
+    status: str | None = None,  # how it stands, where more is known than the log says
 ) -> str:  # one or two sentences
     "What the picture of a run shows, in words."
     curves = run_curves(run.records)
     (steps, losses), best = curves["smoothed loss"], best_point(curves)
-    text = f"Run {run.name}, {run.status}."
+    text = f"Run {run.name}, {status or run.status}."
     if losses:
         ends = [f"{losses[i]:.2f} at step {steps[i]:,}" for i in (0, -1)]
         text += f" The training loss went from {ends[0]} to {ends[1]}"

@@ -629,20 +629,52 @@ def test_ten_thousand_steps_leave_a_small_notebook(tmp_path):
     assert size < 200_000, f"{size:,} bytes"
 
 
-@pytest.mark.full
+OLD_WIDGETS = ["ipywidgets==7.7.1", "widgetsnbextension<4", "jupyterlab-widgets<3", "ipython_genutils"]
+QUICK = "start_to_end or learning_rate or each_setting or branch or heads_off or other_kinds or explains_itself"
+
+
+@pytest.mark.slow
 @pytest.mark.timeout(900)
-def test_views_on_ipywidgets_7(tmp_path):
-    "Colab has ipywidgets 7.7.1: an environment with that version in front of this one's packages."
+def test_views_on_ipywidgets_7(tmp_path, request):
+    "Colab has ipywidgets 7.7.1: the tests above again, with that version in front of this environment's packages; all of them with --full."
     target = tmp_path / "old"
-    wanted = ["ipywidgets==7.7.1", "widgetsnbextension<4", "jupyterlab-widgets<3"]
-    done = subprocess.run([sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(target), *wanted, "ipython_genutils"],
-                          capture_output=True, text=True)  # fmt: skip
+    pip = [sys.executable, "-m", "pip", "install", "-q", "--no-deps", "--target", str(target), *OLD_WIDGETS]
+    done = subprocess.run(pip, capture_output=True, text=True, stdin=subprocess.DEVNULL)
     if done.returncode:
         pytest.skip("ipywidgets 7.7.1 can't be installed here: " + done.stderr[-200:])
     env = {**os.environ, "PYTHONPATH": f"{target}{os.pathsep}{ROOT}", "LLMBUILDER_UI": "widgets"}
     version = subprocess.run([sys.executable, "-c", "import ipywidgets; print(ipywidgets.__version__)"], env=env, capture_output=True, text=True)
     assert version.stdout.strip() == "7.7.1", version.stderr
-    again = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", __file__], env=env, capture_output=True, text=True,
-                           cwd=ROOT)  # fmt: skip
+    some = [] if request.config.getoption("--full") else ["-k", QUICK]
+    again = subprocess.run([sys.executable, "-m", "pytest", "-q", "-x", "-p", "no:cacheprovider", "--deselect", f"{__file__}::{request.node.name}",
+                            *some, __file__], env=env, capture_output=True, text=True, cwd=ROOT, stdin=subprocess.DEVNULL)  # fmt: skip
     shutil.rmtree(target)
-    assert again.returncode == 0, again.stdout[-3000:] + again.stderr[-1000:]
+    assert again.returncode == 0 and " passed" in again.stdout, again.stdout[-3000:] + again.stderr[-1000:]
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("mode", ["text", "widgets"])
+@pytest.mark.parametrize("name", ["watch_it_learn", "play_with_sampling", "inside_your_model"])
+def test_tutorials_run_headless(name, mode, tmp_path, monkeypatch, request):
+    "In a kernel without a page: nbclient, in text mode and with widgets that nobody sees."
+    import nbformat
+    from nbclient import NotebookClient
+
+    if mode == "widgets" and name != "watch_it_learn" and not request.config.getoption("--full"):
+        pytest.skip("takes long: runs with --full")
+    monkeypatch.setenv("LLMBUILDER_UI", mode)
+    monkeypatch.setenv("LLMBUILDER_QUICK", "1")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    nb = nbformat.read(ROOT / "nbs" / "tutorials" / f"{name}.ipynb", as_version=4)
+    NotebookClient(nb, timeout=600, resources={"metadata": {"path": str(tmp_path)}}).execute()
+    outputs = [o for c in nb.cells for o in c.get("outputs", ())]
+    live = [o for o in outputs if "application/vnd.jupyter.widget-view+json" in o.get("data", {})]
+    printed = "".join(o.get("text", "") for o in outputs if o.output_type == "stream")
+    assert bool(live) == (mode == "widgets")
+    if name == "watch_it_learn" and mode == "text":
+        assert sum("loss" in line and "/40" in line for line in printed.splitlines()) >= 4 and "\r" not in printed
+    if name == "watch_it_learn" and mode == "widgets":
+        pages = "".join(str(o["data"].get("text/html", "")) for o in outputs if "data" in o)
+        assert len(live) == 1, "show_run alone: the panel of the run gave way to its still page"
+        assert "finished after step 40" in pages and "alt=\"Run watch_it_learn" in pages

@@ -1,8 +1,12 @@
 """What README.md says: its commands are taken from the file and run as they stand."""
 import ast
+import json
 import re
 import shlex
+from configparser import ConfigParser
 from pathlib import Path
+
+import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -33,6 +37,20 @@ def test_the_course_table_lists_every_notebook():
     rows = re.findall(r"^\| \[[^]]+\]\((nbs/[^)]+)\) \|", README, re.M)
     numbered = [p.relative_to(ROOT).as_posix() for p in sorted((ROOT / "nbs").glob("[0-9][0-9]_*.ipynb"))]
     assert rows[: len(numbered)] == numbered
+
+
+@pytest.mark.parametrize("name", ["watch_it_learn", "play_with_sampling", "inside_your_model"])
+def test_tutorials_with_panels_open_in_colab(name):
+    "The README links to Colab; the first code cell there installs the package from its repository, and only where it is missing."
+    ini = ConfigParser(delimiters=["="])
+    ini.read(ROOT / "settings.ini", encoding="utf-8")
+    repository, branch = ini["DEFAULT"]["git_url"], ini["DEFAULT"]["branch"]
+    place = repository.replace("https://github.com", "https://colab.research.google.com/github")
+    link = f"{place}/blob/{branch}/nbs/tutorials/{name}.ipynb"
+    cells = json.loads((ROOT / "nbs" / "tutorials" / f"{name}.ipynb").read_text(encoding="utf-8"))["cells"]
+    assert f"({link})" in README and link in "".join(cells[0]["source"])
+    first = "".join(next(c["source"] for c in cells if c["cell_type"] == "code"))
+    assert 'if importlib.util.find_spec("llmbuilder") is None:' in first and f"%pip install -q git+{repository}" in first
 
 
 def test_first_command_installs_with_constraints_and_trains():

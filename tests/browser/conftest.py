@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent.parent
-SHOTS = Path(os.environ.get("LLMBUILDER_SHOTS", ROOT / "build" / "ui"))  # LLMBUILDER_SHOTS=docs/images renews the pictures
+SHOTS = Path(os.environ.get("LLMBUILDER_SHOTS", ROOT / "build" / "ui"))
 IDLE = "() => window.jupyterapp?.shell.currentWidget?.context?.sessionContext?.session?.kernel?.status === 'idle'"
 WAIT = 240_000  # generous: a shared machine may be slow
 
@@ -95,23 +95,26 @@ class Notebook:
     def button(self, name):
         return self.page.get_by_role("button", name=name, exact=True)
 
-    def shot(self, name, which="first"):
-        SHOTS.mkdir(parents=True, exist_ok=True)
+    def shot(self, name, which="first", out=SHOTS):
+        "A picture of the first or the last view; returns its file."
+        out.mkdir(parents=True, exist_ok=True)
         view = self.page.locator(".jp-OutputArea-output .lb")
         self.page.wait_for_timeout(300)
-        (view.first if which == "first" else view.last).screenshot(path=SHOTS / f"{name}.png")
+        (view.first if which == "first" else view.last).screenshot(path=out / f"{name}.png")
+        return out / f"{name}.png"
 
-    def shots(self, name, which="first"):
-        "A picture in the light and in the dark theme, and of a page 900 pixels wide."
+    def shots(self, name, which="first", out=SHOTS):
+        "Pictures in the light and in the dark theme, and of a page 900 pixels wide; returns their files."
         size = self.page.viewport_size
         self.page.set_viewport_size({**size, "height": 2400})  # everything in view
-        self.shot(f"{name}_light", which)
+        files = [self.shot(f"{name}_light", which, out)]
         self.theme("JupyterLab Dark")
-        self.shot(f"{name}_dark", which)
+        files.append(self.shot(f"{name}_dark", which, out))
         self.theme("JupyterLab Light")
         self.page.set_viewport_size({"width": 900, "height": 2400})
-        self.shot(f"{name}_900px", which)
+        files.append(self.shot(f"{name}_900px", which, out))
         self.page.set_viewport_size(size)
+        return files
 
     def append(self, code):
         "Add a cell behind the last one."

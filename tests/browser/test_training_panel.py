@@ -9,6 +9,8 @@ from llmbuilder.checkpoint import read_metrics
 from .common import SETUP, until
 
 pytestmark = [pytest.mark.browser, pytest.mark.slow, pytest.mark.timeout(280)]
+
+
 def step(nb):
     "The step on the first tile."
     text = nb.page.locator(".lb-tile b").first.inner_text()

@@ -14,6 +14,18 @@ def number(nb, label):
     return box.locator(".noUi-handle"), box.locator("input[type=number]")
 
 
+def by_key(nb, label, key, shown, typed):
+    "Press an arrow key on a slider, then type into its field: each follows the other."
+    handle, field = number(nb, label)
+    handle.focus()
+    handle.press(key)
+    until(lambda: field.input_value() == shown, f"{label}: the field follows the slider ({field.input_value()}, not {shown})")
+    field.fill(typed)
+    field.press("Enter")
+    at = lambda: float(handle.get_attribute("aria-valuenow"))  # to one decimal
+    until(lambda: abs(at() - float(typed)) < 1e-6, f"{label}: the slider follows the field ({at()}, not {typed})")
+
+
 def test_failure_and_kernel_restart(notebook, lab):
     cells = [
         SETUP + """
@@ -71,12 +83,13 @@ def test_playground(notebook, lab):
     page = nb.page
     table = page.locator(".lb-filters")
     table.wait_for()
-    for label, key, shown in (("Top-k", "ArrowRight", "1"), ("Min-p", "ArrowRight", "0.01"), ("Top-p", "ArrowLeft", "0.99"),
-                              ("Repetition", "ArrowRight", "1.05"), ("Max tokens", "ArrowRight", "25")):  # fmt: skip
-        handle, field = number(nb, label)
-        handle.focus()
-        handle.press(key)
-        until(lambda: field.input_value() == shown, f"{label}: the field follows the slider ({field.input_value()})")
+    by_key(nb, "Temperature", "ArrowRight", "0.85", "1.5")
+    by_key(nb, "Top-k", "ArrowRight", "1", "40")
+    by_key(nb, "Min-p", "ArrowRight", "0.01", "0.3")
+    by_key(nb, "Top-p", "ArrowLeft", "0.99", "0.9")
+    by_key(nb, "Repetition", "ArrowRight", "1.05", "1.2")
+    by_key(nb, "Max tokens", "ArrowRight", "25", "30")
+    until(lambda: "repetition penalty\n1.2" in table.inner_text() and "top-p\n0.9" in table.inner_text(), "the bars follow")
     handle, field = number(nb, "Temperature")
     field.fill("0")
     field.press("Enter")
@@ -113,7 +126,19 @@ def test_playground(notebook, lab):
         nb.button("Add to comparison").click()
     nb.button("Generate side by side").click()
     until(lambda: page.locator(".lb-columns .lb-text").count() == 2, "two settings side by side")
+    seed = page.get_by_label("Seed")
+    before = seed.input_value()
     nb.button("New seed").click()
+    until(lambda: seed.input_value() != before, "another seed")
+    until(lambda: nb.button("Generate").is_enabled(), "the text is done")
+    kept = seed.input_value()
+    nb.button("Generate").click()
+    until(lambda: f"seed={kept}" in page.locator("code.lb-copy").first.inner_text(), "a kept seed stays")
+    until(lambda: nb.button("Generate").is_enabled(), "the text is done")
+    page.get_by_label("Keep").uncheck()
+    nb.button("Generate").click()
+    until(lambda: seed.input_value() != kept, "without Keep each text gets a new seed")
+    page.get_by_label("Keep").check()
     until(lambda: nb.button("Generate").is_enabled(), "the text is done")
     page.wait_for_timeout(500)
     nb.shots("playground")
@@ -147,10 +172,9 @@ def test_explorer_and_inspector(notebook, lab):
     page.get_by_label("Beside it").select_option("none")
     until(lambda: page.get_by_text("✓ decodes to the same text").count() == 1, "one vocabulary alone")
     page.get_by_label("Beside it").select_option(index=2)
-    merge = number(nb, "Merge")[1]
-    merge.fill("2")
-    merge.press("Enter")
+    by_key(nb, "Merge", "ArrowRight", "1", "2")
     page.get_by_text("step 2 of").wait_for()
+    merge = number(nb, "Merge")[1]
     small = page.get_by_label("Small text")
     small.fill("the the the")
     small.press("Tab")
@@ -171,10 +195,8 @@ def test_explorer_and_inspector(notebook, lab):
     heads.nth(1).press("Enter")
     page.get_by_text("Layer 1, head 2: from").wait_for()
     until(lambda: image.get_attribute("src") != before, "the map changes")
-    handle, position = number(nb, "Position")
-    handle.focus()
-    handle.press("ArrowRight")
-    page.get_by_text("(token 6) it looks at").wait_for()
+    by_key(nb, "Position", "ArrowRight", "6", "4")
+    page.get_by_text("(token 4) it looks at").wait_for()
     assert page.get_by_text("entropy").count() and page.get_by_text("logit lens").count() and "layer 1" in odds.inner_text()
     page.get_by_label("Switch this head off").check()
     page.get_by_text("Switched off: 1.2").wait_for()
