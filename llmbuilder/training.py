@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['OUT_OF_MEMORY_TOGETHER', 'TrainingError', 'epoch_order', 'fetch', 'Evaluation', 'evaluate', 'fetch_share',
            'is_sliced', 'share_model', 'exchange', 'whole', 'sliced_like', 'check_sharing', 'clip_gradients', 'Stepper',
-           'can_skip_on_device', 'guarded_step', 'Wishes', 'RunControl', 'stop_on_signals', 'TrainState',
+           'can_skip_on_device', 'guarded_step', 'Wishes', 'RunControl', 'stop_on_signals', 'TrainState', 'sparkline',
            'TrainingResults', 'Plot', 'plot_losses', 'Callback', 'ui_mode', 'ProgressBar', 'scalars', 'records_csv',
            'CsvLogger', 'WandbLogger', 'TensorBoardLogger', 'check_inputs', 'state_bytes', 'check_disk',
            'is_out_of_memory', 'new_run_folder', 'training_loop', 'remaining_batches', 'should_stop', 'between_steps',
@@ -419,6 +419,18 @@ def _mean(total: float, count: float) -> float:
     "The mean; nan of nothing."
     return total / count if count else math.nan
 
+# %% ../nbs/07_training.ipynb #3d0596ea
+def sparkline(
+    values: list[float],  # a curve, at least one number
+    width: int = 24,  # most characters
+) -> str:  # one character for each stretch of the curve
+    "A curve on one line, from the lowest block to the highest."
+    size = min(width, len(values))
+    parts = [values[i * len(values) // size : (i + 1) * len(values) // size] for i in range(size)]
+    means = [sum(part) / len(part) for part in parts]
+    low, span = min(means), max(means) - min(means)
+    return "".join("▁▂▃▄▅▆▇█"[round(7 * (mean - low) / span) if span else 0] for mean in means)
+
 # %% ../nbs/07_training.ipynb #f89d3ddd
 @dataclass(repr=False)
 class TrainingResults:
@@ -471,7 +483,10 @@ class TrainingResults:
     def __repr__(self): return "\n".join(f"{name + ':':<22}{value}" for name, value in self.rows())
 
     def _repr_markdown_(self):
-        return "\n".join(["| training | |", "|---|---|", *(f"| {n} | {html.escape(v)} |" for n, v in self.rows())])
+        losses = [r["loss"] for r in self.history if r["event"] == "train" and r["loss"] is not None]
+        curve = [("loss, first to last", f"{losses[0]:.2f} {sparkline(losses)} {losses[-1]:.2f}")] if losses else []
+        rows = [f"| {name} | {html.escape(value)} |" for name, value in [*self.rows(), *curve]]
+        return "\n".join(["| training | |", "|---|---|", *rows])
 
     def plot(self) -> Figure:
         "Training and validation loss against steps."
