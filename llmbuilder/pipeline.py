@@ -529,7 +529,8 @@ def _check_goal(
         goal = getattr(wanted, name)
         if name in changed and goal is not None and done is not None and goal < done:
             unit = name.split("_")[1]
-            raise ConfigError(f"training.{name} = {goal}, but the run in {folder} has {done} {unit} behind it; set more.")
+            state = f"the run in {folder} has {done} {unit} behind it"
+            raise ConfigError(f"training.{name} = {goal}, but {state}; set more.")
 
 # %% ../nbs/15_pipeline.ipynb #94defa1c
 def _near(path: str | Path) -> Path:
