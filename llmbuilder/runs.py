@@ -546,7 +546,9 @@ def export_run(
 # %% ../nbs/12_runs.ipynb #16f33219
 def course_folder() -> Path:
     "Where the notebooks of the course are: in the installed package, or beside it in a checkout of the repository."
-    here = Path(__file__).resolve().parent
+    import llmbuilder
+
+    here = Path(llmbuilder.__file__).resolve().parent
     for folder in here / "nbs", here.parent / "nbs":
         if any(folder.glob("*.ipynb")):
             return folder
