@@ -21,7 +21,8 @@ _NAMES = {
     "evaluation": "EvaluationError EvaluationReport evaluate_files evaluation_report",
     "runs": "Run RunError compare_runs list_runs load_run plot_run",
     "dashboard": "AttentionInspector SamplingPlayground TokenizerExplorer TrainingDashboard show_run watch",
-    "export": "ExportError from_hf from_safetensors to_hf to_safetensors",
+    "finetune": "FinetuneError LoRA add_lora load_adapter merge_lora save_adapter",
+    "export": "ExportError from_hf from_safetensors to_gguf to_hf to_safetensors",
     "pipeline": "Pipeline train",
 }
 _WHERE = {name: module for module, names in _NAMES.items() for name in names.split()}

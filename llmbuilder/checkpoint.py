@@ -23,6 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -32,7 +33,7 @@ from . import __version__
 from .config import (
     Config, LLMBuilderError, ModelConfig, _fsync_folder, atomic_open, atomic_write_bytes, atomic_write_text, notify)
 from .model import Transformer
-from .tokenizer import Tokenizer
+from .tokenizer import Tokenizer, read_tokenizer
 
 # %% ../nbs/06_checkpoint.ipynb #c9a494ff
 FORMAT = "llmbuilder.checkpoint"
@@ -304,10 +305,10 @@ def load_checkpoint(
 # %% ../nbs/06_checkpoint.ipynb #e91cf8ef
 def tokenizer_from(
     state: dict,  # a loaded checkpoint
-) -> Tokenizer | None:  # the tokenizer stored in it, if any
+) -> Any:  # the Tokenizer or HFTokenizer stored in it; None where there is none
     "The tokenizer that the checkpoint carries."
     saved = state.get("tokenizer")
-    return Tokenizer(saved["model"].cpu().numpy().tobytes()) if saved else None
+    return read_tokenizer(saved["model"].cpu().numpy().tobytes()) if saved else None
 
 
 def check_tokenizer(

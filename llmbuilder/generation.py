@@ -508,7 +508,8 @@ def banned_ids(
     vocab_size: int,  # ids the model has, at least as many as the tokenizer
 ) -> list[int]:
     "Ids that are never generated: pad, unk, bos, and those that the tokenizer does not have."
-    return [tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id, *range(tokenizer.vocab_size, vocab_size)]
+    never = {tokenizer.pad_id, tokenizer.unk_id, tokenizer.bos_id} - {tokenizer.eos_id}  # some models have one for all
+    return [*sorted(never), *range(tokenizer.vocab_size, vocab_size)]
 
 
 def prompt_ids(

@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['PAD_ID', 'UNK_ID', 'BOS_ID', 'EOS_ID', 'SPACE', 'MIN_VOCAB', 'MAX_SEGMENT', 'TokenizerError', 'StreamDecoder',
-           'Tokenizer', 'train_tokenizer']
+           'Tokenizer', 'train_tokenizer', 'byte_letters', 'HFTokenizer', 'read_tokenizer']
 
 # %% ../nbs/01_tokenizer.ipynb #e755228d
 import codecs
@@ -590,3 +590,122 @@ def train_tokenizer(
     if tokenizer.vocab_size < config.vocab_size:
         notify(f"vocabulary: {tokenizer.vocab_size:,} ids; the text does not support {config.vocab_size:,}")
     return tokenizer
+
+# %% ../nbs/01_tokenizer.ipynb #6797b237
+def byte_letters() -> dict[str, int]:  # letter -> byte
+    "How GPT-2 writes bytes: those that can be printed as themselves, the others as letters from U+0100 on."
+    same = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [b for b in range(256) if b not in same]
+    return {chr(b): b for b in same} | {chr(256 + n): b for n, b in enumerate(others)}
+
+# %% ../nbs/01_tokenizer.ipynb #a050da31
+def _tokenizers():
+    "The tokenizers library. Raises TokenizerError where it is missing."
+    try:
+        import tokenizers
+    except ImportError:
+        raise TokenizerError("This model's tokenizer needs the tokenizers library; pip install tokenizers.") from None
+    return tokenizers
+
+
+def _byte_table(inner, description: dict) -> list[bytes]:
+    "The bytes of every id. Raises TokenizerError where the tokenizer is not byte-level."
+    decoder = description.get("decoder") or {}
+    if "ByteLevel" not in [decoder.get("type"), *(d.get("type") for d in decoder.get("decoders") or [])]:
+        raise TokenizerError("This tokenizer.json is not of a byte-level tokenizer; choose a model with one.")
+    vocab, added, letters = inner.get_vocab(with_added_tokens=True), inner.get_added_tokens_decoder(), byte_letters()
+    table = [b""] * (max(vocab.values()) + 1)
+    for piece, i in vocab.items():
+        if i not in added:
+            table[i] = bytes(letters[char] for char in piece)
+        elif not added[i].special:
+            table[i] = piece.encode()
+    return table
+
+# %% ../nbs/01_tokenizer.ipynb #73786ea8
+class HFTokenizer(_Pieces):
+    "A byte-level tokenizer of another program, with the methods of `Tokenizer`. Special ids in a text are plain text."
+
+    model_type = "byte-level"
+
+    def __init__(self, model_bytes: bytes):
+        self.model_bytes, library = bytes(model_bytes), _tokenizers()
+        try:
+            data = json.loads(self.model_bytes)
+            self.description, ids = data["tokenizer"], data["ids"]
+            self._inner = library.Tokenizer.from_str(json.dumps(self.description))
+            self._table = _byte_table(self._inner, self.description)
+            self.bos_id, self.eos_id, self.pad_id = (range(len(self._table))[ids[name]] for name in ("bos", "eos", "pad"))
+        except TokenizerError:
+            raise
+        except Exception as e:  # the library raises bare Exception
+            reason = str(e).splitlines()[0] if str(e) else type(e).__name__
+            raise TokenizerError(f"This tokenizer.json cannot be used ({reason}); get it again.") from e
+        self.unk_id = self.pad_id
+        self._inner.encode_special_tokens = True
+        self._inner.no_truncation()
+        self._inner.no_padding()
+        self.fingerprint = hashlib.sha256(self.model_bytes).hexdigest()
+        self.byte_lengths = np.array([len(piece) for piece in self._table], dtype=np.int32)  # (vocab_size,)
+
+    @classmethod
+    def read(
+        cls,
+        file: str | Path,  # a tokenizer.json
+        config: dict,  # a config.json's content: eos_token_id, and bos_token_id and pad_token_id where there are
+    ) -> "HFTokenizer":
+        "A tokenizer from its file. Raises TokenizerError."
+        first = lambda value: value[0] if isinstance(value, list) and value else value
+        ids = {name: first(config.get(f"{name}_token_id")) for name in ("bos", "eos", "pad")}
+        if ids["eos"] is None:
+            raise TokenizerError(f"The config.json beside {file} names no eos_token_id, which ends a document; add it.")
+        ids = {name: ids["eos"] if i is None else i for name, i in ids.items()}
+        try:
+            description = json.loads(Path(file).read_text(encoding="utf-8"))
+        except (OSError, ValueError) as e:
+            raise TokenizerError(f"{file} cannot be read as JSON ({e}); get it again.") from None
+        return cls(json.dumps({"tokenizer": description, "ids": ids}, ensure_ascii=False).encode())
+
+    def encode_stream(self, chunks: Iterable[str]) -> Iterator[np.ndarray]:
+        "The ids of a text. Raises TokenizerError at a lone surrogate."
+        text = "".join(_checked(chunks))
+        yield np.array(self._inner.encode(text, add_special_tokens=False).ids, dtype=np.int32)
+
+    def encode(self, text: str | list[str], bos: bool = False, eos: bool = False) -> list[int]:
+        "Text to ids, or several texts to a list of them."
+        if isinstance(text, list | tuple):
+            return [self.encode(one, bos, eos) for one in text]
+        ids = next(self.encode_stream([text])).tolist()
+        return [self.bos_id] * bos + ids + [self.eos_id] * eos
+
+    def piece(self, id: int) -> str:
+        "How the other program writes this id."
+        self.token_bytes(id)  # is there such an id?
+        return self._inner.id_to_token(int(id)) or ""
+
+    def pieces(self, text: str) -> list[str]:
+        "The pieces that a text is cut into."
+        return [self.piece(id) for id in self.encode(text)]
+
+    def save(self, folder: str | Path) -> Path:
+        "Write `tokenizer.json` and `tokenizer_config.json`."
+        return _save_description(self, Path(folder))
+
+# %% ../nbs/01_tokenizer.ipynb #4df137e8
+def _save_description(tokenizer: HFTokenizer, folder: Path) -> Path:
+    "Two files, each whole or not at all. Raises OSError."
+    folder.mkdir(parents=True, exist_ok=True)
+    names = {"bos": tokenizer.bos_id, "eos": tokenizer.eos_id, "pad": tokenizer.pad_id}
+    info = {"tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": False}
+    info |= {f"{name}_token": tokenizer.piece(i) for name, i in names.items()}
+    info |= {f"{name}_token_id": i for name, i in names.items()}
+    for name, data in {"tokenizer.json": tokenizer.description, "tokenizer_config.json": info}.items():
+        atomic_write_bytes(folder / name, (json.dumps(data, indent=2, ensure_ascii=False) + "\n").encode())
+    return folder
+
+
+def read_tokenizer(
+    model_bytes: bytes,  # `model_bytes` of either class
+) -> "Tokenizer | HFTokenizer":
+    "The tokenizer that a checkpoint holds. Raises TokenizerError."
+    return (HFTokenizer if model_bytes[:1] == b"{" else Tokenizer)(model_bytes)

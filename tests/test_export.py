@@ -13,7 +13,8 @@ transformers = pytest.importorskip("transformers")
 from llmbuilder.checkpoint import load_model, save_checkpoint  # noqa: E402
 from llmbuilder.config import Config, LLMBuilderError, ModelConfig  # noqa: E402
 from llmbuilder.export import (  # noqa: E402
-    ExportError, HFTokenizer, from_hf, from_safetensors, hf_config, model_card, to_hf, to_safetensors)
+    ExportError, HFTokenizer, from_hf, from_safetensors, gguf_tensors, hf_config, import_model, layout_of, model_card,
+    to_gguf, to_hf, to_safetensors, tokenizer_json)
 from llmbuilder.model import build_model  # noqa: E402
 from llmbuilder.tokenizer import train_tokenizer  # noqa: E402
 
@@ -142,7 +143,40 @@ def test_byte_level_tokenizer_of_others(tmp_path):
     assert isinstance(tokenizer, HFTokenizer) and tokenizer.vocab_size == 300 == model.config.vocab_size
     assert tokenizer.encode("Before we") == inner.encode("Before we").ids
     assert tokenizer.decode(tokenizer.encode("na\u00efve \U0001f600")) == "na\u00efve \U0001f600"
-    assert tokenizer.eos_id == 0
+    assert (tokenizer.eos_id, tokenizer.bos_id, tokenizer.pad_id) == (0, 0, 0)
+
+
+def test_tokenizers_of_others_that_do_not_fit(tokenizer, tmp_path, monkeypatch):
+    import tokenizers
+
+    inner = tokenizers.ByteLevelBPETokenizer()
+    inner.train_from_iterator([TEXT], vocab_size=300)
+    config = transformers.GPT2Config(vocab_size=280, n_positions=16, n_embd=8, n_layer=1, n_head=2, bos_token_id=0, eos_token_id=0)
+    folder = tmp_path / "gpt2"
+    transformers.GPT2LMHeadModel(config).save_pretrained(folder)
+    inner.save(str(folder / "tokenizer.json"))
+    whole = (folder / "tokenizer.json").read_text()
+
+    def refused(words):
+        with pytest.raises(LLMBuilderError, match=words) as caught:
+            import_model(folder, tmp_path / "out")
+        assert "\n" not in str(caught.value) and [p.name for p in tmp_path.iterdir()] == ["gpt2"]
+
+    refused("has 300 ids and its model 280")
+    (folder / "tokenizer.json").write_text(whole[:-200])
+    refused("cannot be read as JSON")
+    (folder / "tokenizer.json").write_text(whole.replace('"type":"ByteLevel"', '"type":"Fuse"').replace('"type": "ByteLevel"', '"type": "Fuse"'))
+    refused("not of a byte-level|cannot be used")
+    (folder / "tokenizer.json").write_text(json.dumps(tokenizer_json(tokenizer)))
+    refused("not of a byte-level")
+    (folder / "tokenizer.json").write_text(whole)
+    change_config(folder, eos_token_id=None)
+    refused("eos_token_id")
+    change_config(folder, eos_token_id=5000)
+    refused("cannot be used")
+    monkeypatch.setitem(__import__("sys").modules, "tokenizers", None)
+    change_config(folder, eos_token_id=0)
+    refused("pip install tokenizers")
 
 
 def test_from_a_checkpoint_with_its_card(tokenizer, tmp_path):
@@ -206,6 +240,61 @@ def test_a_bad_folder_gets_one_sentence(damage, words, tokenizer, tmp_path):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.parametrize("shape", SHAPES)
+def test_gguf_is_read_by_another_program(shape, tokenizer, tmp_path):
+    pytest.importorskip("gguf")
+    model, ids = built(SHAPES[shape]), torch.randint(400, (2, 32))
+    to_gguf((model, tokenizer), tmp_path / "m.gguf", "f32")
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(
+        tmp_path, gguf_file="m.gguf", config=transformers.AutoConfig.for_model(**hf_config(model.config))).eval()
+    if "biases" in shape and layout_of(model.config) == "llama":  # transformers reads no such biases from GGUF: compare ours
+        return
+    with torch.no_grad():
+        torch.testing.assert_close(theirs(ids).logits, model(ids), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize("kind, error", [("f32", 0), ("f16", 1e-3), ("q8_0", 1e-2)])
+def test_gguf_is_read_back(kind, error, tmp_path):
+    gguf = pytest.importorskip("gguf")
+    tokenizer = train_tokenizer([TEXT], vocab_size=390)
+    model = built(ModelConfig(**{**SIZES, "embedding_dim": 64, "tie_embeddings": False}))
+    reader = gguf.GGUFReader(to_gguf((model, tokenizer), tmp_path / "m.gguf", kind))
+    expected, stored = gguf_tensors(model), {t.name: t for t in reader.tensors}
+    assert stored.keys() == expected.keys()
+    for name, t in stored.items():
+        back = torch.from_numpy(gguf.quants.dequantize(t.data, t.tensor_type).copy()).view(expected[name].shape)
+        torch.testing.assert_close(back, expected[name], atol=error * expected[name].abs().max().item() + 0, rtol=0)
+        assert t.tensor_type.name == ("F32" if expected[name].ndim == 1 else kind.upper())
+    value = lambda key: reader.fields[key].contents()
+    assert value("qwen3.attention.head_count") == 4 and value("qwen3.rope.freq_base") == 10000
+    pieces = value("tokenizer.ggml.tokens")
+    assert pieces[:390] == [tokenizer.piece(i) for i in range(390)] and len(pieces) == 400
+    kinds = value("tokenizer.ggml.token_type")
+    assert kinds[:5] == [3, 2, 3, 3, 4] and set(kinds[390:]) == {5} and kinds.count(6) == 256
+    assert value("tokenizer.ggml.eos_token_id") == 3 and value("tokenizer.ggml.add_space_prefix") is False
+    assert "library_name: gguf" in (tmp_path / "m.md").read_text()
+    assert {p.name for p in tmp_path.iterdir()} == {"m.gguf", "m.md"}
+
+
+def test_gguf_refuses(tokenizer, tmp_path, monkeypatch):
+    model = built(SHAPES["qwen3"])
+    unigram = train_tokenizer([TEXT], vocab_size=400, model_type="unigram")
+    large = built(SHAPES["qwen3"])
+    large.blocks[0].mlp.down.weight.data[0, 0] = 1e5
+    for source, kind, words in [((model, tokenizer), "q4", "no GGUF type 'q4'"), ((model, None), "f16", "has none"),
+                                ((model, unigram), "f16", "of type unigram"), ((large, tokenizer), "f16", "too large"),
+                                ((built(ModelConfig(**SIZES, mlp="gelu")), tokenizer), "f16", "No other program")]:
+        with pytest.raises(ExportError, match=words):
+            to_gguf(source, tmp_path / "m.gguf", kind)
+    assert not list(tmp_path.iterdir())
+    to_gguf((model, tokenizer), tmp_path / "m.gguf")
+    with pytest.raises(ExportError, match="exists"):
+        to_gguf((model, tokenizer), tmp_path / "m.gguf")
+    monkeypatch.setitem(__import__("sys").modules, "gguf", None)
+    with pytest.raises(ExportError, match="pip install gguf"):
+        to_gguf((model, tokenizer), tmp_path / "n.gguf")
+
+
 def test_a_tokenizer_that_does_not_fit(tmp_path):
     large, small = train_tokenizer([TEXT], vocab_size=420), built(SHAPES["qwen3"])
     for write in to_hf, to_safetensors:
@@ -264,6 +353,8 @@ def test_commands(tokenizer, tmp_path, capsys):
     assert shell("generate", "--model", tmp_path / "run", "--prompt", "The", "--max-new-tokens", "2", "--device", "cpu") == 0
     assert shell("export", "hf", tmp_path / "run", tmp_path / "hf") == 0
     assert shell("export", "safetensors", tmp_path / "run", tmp_path / "again") == 0
+    assert shell("export", "gguf", tmp_path / "run", tmp_path / "model.gguf", "--type", "q8_0") == 0
+    assert "wrote" in capsys.readouterr().out
     assert shell("import", tmp_path / "hf", tmp_path / "run2") == 0
     ids = torch.randint(400, (1, 9))
     assert torch.equal(load_model(tmp_path / "run2")[0](ids), model(ids))
