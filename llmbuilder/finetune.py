@@ -279,6 +279,14 @@ class _RecordOrigin(Callback):
     def on_start(self, trainer):
         trainer.folder.update(**self.facts)
 
+    def state_dict(self) -> dict:
+        return {"lora": self.facts["lora"] is not None}
+
+    def load_state_dict(self, state: dict):
+        "Refuse to go on with adapters as if they were none. Raises FinetuneError."
+        if state.get("lora") and self.facts["lora"] is None:
+            raise FinetuneError("it was trained with LoRA; give the same adapters (--lora) to go on with it.")
+
 # %% ../nbs/11_finetune.ipynb #182794ea
 def _open(source: Any) -> tuple[Transformer, Tokenizer | HFTokenizer, Config, str, list[str]]:
     "Model, tokenizer, settings, where they come from, and what the model was trained on. Raises FinetuneError."
