@@ -1119,7 +1119,7 @@ def _adapter_settings(args: FinetuneArgs) -> Any:  # a LoRA, or None
     "The adapters that were asked for. Raises UsageError, FinetuneError."
     from llmbuilder.finetune import LoRA
 
-    given = {"rank": args.rank, "alpha": args.alpha, "targets": tuple(args.targets) or None}
+    given: dict[str, Any] = {"rank": args.rank, "alpha": args.alpha, "targets": tuple(args.targets) or None}
     given = {name: value for name, value in given.items() if value is not None}
     if given and not args.lora:
         raise UsageError(f"--{next(iter(given))} is about adapters; add --lora, or leave it out")
@@ -1143,7 +1143,7 @@ def finetune(args: FinetuneArgs) -> Answer:
     names = ("max_steps", "batch_size", "learning_rate", "seed", "device")
     training = finetune_settings(args.lora, num_epochs=args.epochs, **{name: getattr(args, name) for name in names})
     source = read_folder(path) if _is_foreign(path) else path
-    options = {"resume": args.resume, "overwrite": args.overwrite}
+    options: dict[str, Any] = {"resume": args.resume, "overwrite": args.overwrite}
     results = finetune(source, args.data, args.output, lora, training, **options)
     numbers = {f.name: getattr(results, f.name) for f in dataclasses.fields(results) if f.name != "history"}
     return Answer(repr(results), {"results": numbers}, _EXIT.get(results.status, 0))
