@@ -7,13 +7,13 @@ __all__ = ['COMMANDS', 'Switch', 'MaybePath', 'MaybeText', 'MaybeNumber', 'Maybe
            'ResumeFlag', 'OptionalPath', 'Answer', 'UsageError', 'json_value', 'Command', 'command', 'overview',
            'environment', 'Settings', 'base_config', 'resolve', 'Common', 'flags_of', 'closest_flag', 'check_flags',
            'parse', 'choose', 'fail', 'main', 'TrainModelArgs', 'train_model', 'TrainResumeArgs', 'train_resume',
-           'EstimateArgs', 'estimate', 'TrainTokenizerArgs', 'train_tokenizer', 'ModelArgs', 'open_generator',
-           'GenerateArgs', 'generate', 'InteractiveArgs', 'slash', 'conversation', 'interactive', 'ConfigCreateArgs',
-           'ConfigShowArgs', 'ConfigValidateArgs', 'config_create', 'config_show', 'config_validate', 'InfoArgs',
-           'info', 'CheckpointVerifyArgs', 'CheckpointListArgs', 'checkpoint_list', 'checkpoint_verify', 'ExportHfArgs',
-           'ExportGgufArgs', 'ExportSafetensorsArgs', 'ImportArgs', 'export_hf', 'export_gguf', 'export_safetensors',
-           'import_model', 'FinetuneArgs', 'finetune', 'EvaluateArgs', 'evaluate', 'RunsArgs', 'text_table', 'runs',
-           'LabArgs', 'lab_command', 'CompletionArgs', 'completion']
+           'EstimateArgs', 'estimate', 'TextSettings', 'TrainTokenizerArgs', 'train_tokenizer', 'ModelArgs',
+           'open_generator', 'GenerateArgs', 'generate', 'InteractiveArgs', 'slash', 'conversation', 'interactive',
+           'ConfigCreateArgs', 'ConfigShowArgs', 'ConfigValidateArgs', 'config_create', 'config_show',
+           'config_validate', 'InfoArgs', 'info', 'CheckpointVerifyArgs', 'CheckpointListArgs', 'checkpoint_list',
+           'checkpoint_verify', 'ExportHfArgs', 'ExportGgufArgs', 'ExportSafetensorsArgs', 'ImportArgs', 'export_hf',
+           'export_gguf', 'export_safetensors', 'import_model', 'FinetuneArgs', 'finetune', 'EvaluateArgs', 'evaluate',
+           'RunsArgs', 'text_table', 'runs', 'LabArgs', 'lab_command', 'CompletionArgs', 'completion']
 
 # %% ../nbs/16_cli.ipynb #e4cb53f6
 import contextlib
@@ -357,7 +357,7 @@ def _defaults(cls: type, argv: list[str]) -> Any:
             base = base_config(_peek(argv, "--preset"), _peek(argv, "--config"))
             values[f.name] = Settings(**{section: getattr(base, section) for section in SECTIONS})
         elif hint in SECTIONS.values():
-            values[f.name] = getattr(load_config(**environment()), hint._path)
+            values[f.name] = getattr(load_config(_peek(argv, "--config"), **environment()), hint._path)
         elif f.default is dataclasses.MISSING and f.default_factory is dataclasses.MISSING:
             nested = isinstance(hint, type) and dataclasses.is_dataclass(hint)
             values[f.name] = _defaults(hint, argv) if nested else tyro.MISSING
@@ -694,15 +694,24 @@ def estimate(args: EstimateArgs) -> Answer:
 
 # %% ../nbs/16_cli.ipynb #a4734216
 @dataclass
+class TextSettings:
+    "Which text is read, and how it is cleaned."
+
+    data: DataConfig
+
+# %% ../nbs/16_cli.ipynb #94b75b86
+@dataclass
 class TrainTokenizerArgs:
     "Train a tokenizer on text."
 
     data: Paths  # a text file, a folder of .txt files, a pattern in quotes, or several of them
+    text: Annotated[TextSettings, arg(name="")]
     output: str = "tokenizer"  # folder for tokenizer.model and tokenizer_config.json
     overwrite: Switch = False  # replace a tokenizer that is there
+    config: MaybePath = None  # a .json, .toml or .yaml file with settings
     tokenizer: Annotated[TokenizerConfig, arg(name="")] = field(default_factory=TokenizerConfig)
 
-# %% ../nbs/16_cli.ipynb #94b75b86
+# %% ../nbs/16_cli.ipynb #918aa08f
 @command("train tokenizer")
 def train_tokenizer(args: TrainTokenizerArgs) -> Answer:
     "Read, clean, train, save."
@@ -711,7 +720,7 @@ def train_tokenizer(args: TrainTokenizerArgs) -> Answer:
 
     if (Path(args.output) / "tokenizer.model").exists() and not args.overwrite:
         raise LLMBuilderError(f"{args.output} holds a tokenizer that models may need: --overwrite replaces it")
-    data, report = base_config().data, DataReport()
+    data, report = args.text.data, DataReport()
     tokenizer = module.train_tokenizer(load_documents(find_files(args.data, data), data, report), args.tokenizer)
     tokenizer.save(args.output)
     facts = {"folder": args.output, "vocab_size": tokenizer.vocab_size, "model_type": tokenizer.model_type,
@@ -742,6 +751,7 @@ class GenerateArgs:
     prompt: str  # the text to continue; - reads it from stdin
     model: Annotated[ModelArgs, arg(name="")]
     stream: Switch = False  # print each piece as it comes
+    config: MaybePath = None  # a .json, .toml or .yaml file; its generation settings count
     generation: Annotated[GenerationConfig, arg(name="")] = field(default_factory=GenerationConfig)
 
 # %% ../nbs/16_cli.ipynb #2c5b0262
@@ -761,6 +771,7 @@ class InteractiveArgs:
     "Type a text, see it continued; /help lists what else can be typed."
 
     model: Annotated[ModelArgs, arg(name="")]
+    config: MaybePath = None  # a .json, .toml or .yaml file; its generation settings count
     generation: Annotated[GenerationConfig, arg(name="")] = field(default_factory=GenerationConfig)
 
 # %% ../nbs/16_cli.ipynb #6b5ea583
