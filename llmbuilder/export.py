@@ -259,7 +259,7 @@ def new_folder(
 # %% ../nbs/14_export.ipynb #bce03447
 def _open(
     source: Any,  # a checkpoint, a run folder, or (model, tokenizer)
-) -> tuple[Transformer, Tokenizer | HFTokenizer | None, dict, list[str]]:  # and the checkpoint's state, the names of its data
+) -> tuple[Transformer, Tokenizer | HFTokenizer | None, dict, list[str]]:  # and the state, the names of the data
     "What is to be exported."
     if isinstance(source, tuple | list) and len(source) == 2:
         model, tokenizer = source

@@ -131,7 +131,7 @@ def add_lora(
     model.__dict__["lora"] = lora
     return model
 
-
+# %% ../nbs/11_finetune.ipynb #ab5ae2f9
 def lora_of(
     model: nn.Module,  # with or without adapters
 ) -> LoRA | None:
