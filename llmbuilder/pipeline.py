@@ -506,7 +506,8 @@ def resume_plan(
         raise CheckpointError(f"there is no run in {folder} to go on with: train one with `llmbuilder train model`")
     run = RunFolder(folder).status()
     if run.get("finetuned_from"):
-        raise CheckpointError(f"the run in {folder} fine-tuned another model: go on with `llmbuilder finetune --resume`")
+        remedy = "go on with `llmbuilder finetune --resume`"
+        raise CheckpointError(f"the run in {folder} fine-tuned another model: {remedy}")
     source = list(data_path or run.get("data") or ())
     if not source:
         raise CheckpointError(f"the run in {folder} does not say where its text is: name it (--data)")
