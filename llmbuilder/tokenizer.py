@@ -635,8 +635,7 @@ class HFTokenizer(_Pieces):
             self.description, ids = data["tokenizer"], data["ids"]
             self._inner = library.Tokenizer.from_str(json.dumps(self.description))
             self._table = _byte_table(self._inner, self.description)
-            special = (range(len(self._table))[ids[name]] for name in ("bos", "eos", "pad"))
-            self.bos_id, self.eos_id, self.pad_id = special
+            self.bos_id, self.eos_id, self.pad_id = (range(len(self._table))[ids[k]] for k in ("bos", "eos", "pad"))
         except TokenizerError:
             raise
         except Exception as e:  # the library raises bare Exception
