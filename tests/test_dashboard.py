@@ -195,16 +195,23 @@ def test_blocking_train_draws_from_the_main_thread(trainer):
     assert "finished after step 60" in panel.ui.head.value and panel.charts.calls > before
 
 
-def test_curve_equals_that_of_a_run_without_panel(trainer):
+@pytest.mark.parametrize("paused", [False, True])
+def test_curve_equals_that_of_a_run_without_panel(trainer, paused):
     torch.manual_seed(0)
     plain = trainer(name="plain", progress=False)
     plain.train()
     torch.manual_seed(0)
-    watched = trainer(name="watched")
+    watched = slow_down(trainer(name="watched"))
     panel = db.TrainingDashboard(watched, prompt="First")
     panel.buttons.start.click()
+    if paused:
+        until(lambda: watched.state.step > 2)
+        panel.buttons.pause.click()
+        until(lambda: "pause" in {r["event"] for r in watched.history})
+        panel.buttons.pause.click()
     watched.wait()
     panel.settle()
+    assert paused == ("resume" in {r["event"] for r in watched.history})
     losses = [series(t.history, "train", "loss") for t in (plain, watched)]
     assert losses[0] == losses[1]
 
