@@ -472,10 +472,13 @@ class TrainingResults:
         "What is worth showing, as (name, value)."
         bits = f" ({self.bits_per_byte:.4f} bits per byte)" if math.isfinite(self.bits_per_byte) else ""
         share = f", {self.mfu:.1%} of the device's peak (MFU)" if math.isfinite(self.mfu) else ""
-        return [("status", f"{self.status} after {self.steps} steps, {self.epochs} epochs"),
-                ("training loss", f"{self.final_train_loss:.4f} nats per token (mean of the last 100 steps)"),
-                ("validation loss", f"{self.final_val_loss:.4f} nats per token{bits}"),
-                ("best validation loss", f"{self.best_val_loss:.4f} at step {self.best_step}"),
+        count = lambda n, what: f"{n} {what}{'' if n == 1 else 's'}"
+        last = f"mean of the last {min(self.steps, 100)} steps" if self.steps > 1 else "of the one step"
+        measured = math.isfinite(self.final_val_loss)
+        return [("status", f"{self.status} after {count(self.steps, 'step')}, {count(self.epochs, 'epoch')}"),
+                ("training loss", f"{self.final_train_loss:.4f} nats per token ({last})"),
+                ("validation loss", f"{self.final_val_loss:.4f} nats per token{bits}" if measured else "not measured"),
+                *([("best validation loss", f"{self.best_val_loss:.4f} at step {self.best_step}")] if measured else []),
                 ("training time", f"{self.training_time:.1f} s"),
                 ("speed", f"{self.tokens_per_second:,.0f} tokens per second{share}"),
                 ("seed", str(self.seed)), ("folder", str(self.output_dir))]
