@@ -78,18 +78,23 @@ def learn_nanogpt(repeat=0, **_):
     return learn(Config.from_dict({"model": model.to_dict(), "training": training.to_dict(), "tokenizer": {"vocab_size": 512}}))
 
 
-def learn_ours(repeat=0, **_):
-    "The preset's recipe with its schedule cut to the steps that the target takes."
+def shakespeare(repeat, **settings):
+    "The preset, with a seed of this repeat's own."
     from llmbuilder.config import load_config
 
-    return learn(load_config(preset="shakespeare", max_steps=250, eval_every=50, save_every=0, seed=1337 + repeat))
+    config = load_config(preset="shakespeare", save_every=0, **settings)
+    config.training.seed = 1337 + repeat
+    return config
+
+
+def learn_ours(repeat=0, **_):
+    "The preset's recipe with its schedule cut to the steps that the target takes."
+    return learn(shakespeare(repeat, max_steps=250, eval_every=50))
 
 
 def learn_full(repeat=0, **_):
     "The preset as it is, evaluated at the end only: no time is asked of it."
-    from llmbuilder.config import load_config
-
-    return learn(load_config(preset="shakespeare", eval_every=0, save_every=0, seed=1337 + repeat))
+    return learn(shakespeare(repeat, eval_every=0))
 
 
 def gpu_config(repeat, model, **training):
