@@ -140,7 +140,7 @@ def make_norm(
 
 # %% ../nbs/03_model.ipynb #283fcc34
 class FusedLinear(nn.Linear):
-    "Several matrices that share an input, stacked into one: one large product is faster than several small ones."
+    "Several matrices that share an input, stacked into one: one product instead of several small ones."
 
     def __init__(
         self,
