@@ -65,6 +65,7 @@ def learn(config, target=TARGET):
     model, clock = build_model(config.model), Clock()
     with tempfile.TemporaryDirectory() as folder:
         results = Trainer(model, train, val, config, Path(folder) / "run", callbacks=[clock], progress=False).train()
+    if results.status != "finished": raise SystemExit(f"the run ended after {results.steps} steps: {results.status}")
     return {"seconds_to_target": clock.reached if clock.reached is not None else float("inf"), "steps_to_target": clock.steps,
             "seconds": clock.seconds, "final_loss": results.final_val_loss, "parameters": config.model.num_parameters}
 
