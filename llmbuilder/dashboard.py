@@ -600,7 +600,8 @@ class _PanelBase(View):
         others: Iterable = (),  # runs to choose from for laying over; none given: those beside it
     ):
         self.source, self.png, self.alt, self.mode = run, b"", "", ui_mode()
-        self.charts, self.numbers = Painter(self.draw_chart, share=0.025), Painter(self.draw_numbers, least=0.5, share=0.01)
+        self.charts = Painter(self.draw_chart, share=0.025)
+        self.numbers = Painter(self.draw_numbers, least=0.5, share=0.01)
         self.writer = Painter(self.write_files, least=0)
         self.ui = ui = _RunParts(self.refresh, self.writer.request, self.usual_span())
         self.known, self.fixed = {r.name: r for r in map(as_run, others)}, bool(others)

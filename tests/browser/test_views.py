@@ -143,6 +143,11 @@ def test_playground(notebook, lab):
     page.wait_for_timeout(500)
     nb.shots("playground")
 
+    page.get_by_label("Model").first.select_option("latest")
+    nb.button("Generate").click()
+    until(lambda: "latest_checkpoint.pt" in page.locator("code.lb-copy").first.inner_text(), "the call names the other checkpoint")
+    until(lambda: nb.button("Generate").is_enabled(), "the text is done")
+
     field = number(nb, "Max tokens")[1]
     field.fill("400")
     field.press("Enter")
@@ -179,6 +184,12 @@ def test_explorer_and_inspector(notebook, lab):
     small.fill("the the the")
     small.press("Tab")
     page.get_by_text("step 0 of").wait_for()
+    merge.fill("0")
+    merge.press("Enter")
+    page.get_by_text("step 0 of").wait_for()
+    page.locator(".widget-play button").first.click()
+    page.get_by_text("step 2 of").wait_for()
+    page.locator(".widget-play button").nth(1).click()  # stops it
     merge.fill("3")
     merge.press("Enter")
     page.get_by_text("step 3 of").wait_for()
