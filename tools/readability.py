@@ -2,6 +2,7 @@
 
     python tools/readability.py              count only
     python tools/readability.py --seconds    also run each notebook (nbdev's runner, one after the other) and time it
+    python tools/readability.py --log FILE   take the seconds from the output of .ci/run or tools/test.sh
 """
 import argparse
 import json
@@ -57,15 +58,23 @@ def seconds(path):
     return f"{time.perf_counter() - start:.0f}"
 
 
+def logged(file):
+    "Seconds by notebook, as nbdev_test --timing printed them."
+    found = re.findall(r"^(?:\S*/)?(\S+)\.ipynb: (\d+) secs$", Path(file).read_text(encoding="utf-8"), re.M)
+    return dict(found) or sys.exit(f"{file} holds no timings of notebooks: did they all run?")
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--seconds", action="store_true", help="run each notebook and time it")
+    parser.add_argument("--log", help="output of .ci/run or tools/test.sh with the seconds in it")
     args = parser.parse_args()
+    known = logged(args.log) if args.log else {}
     found = [p for p in (ROOT / "nbs").rglob("*.ipynb") if not re.search(r"/[._]", p.relative_to(ROOT).as_posix())]
     print("|", " | ".join(COLUMNS), "|")
     print("|" + " --- |" * len(COLUMNS))
     for path in sorted(found, key=lambda p: (p.stem != "index", len(p.parts), p)):
-        print("|", *(f"{v} |" for v in [*measure(path), seconds(path) if args.seconds else ""]))
+        print("|", *(f"{v} |" for v in [*measure(path), seconds(path) if args.seconds else known.get(path.stem, "")]))
 
 
 if __name__ == "__main__":
