@@ -9,7 +9,7 @@ import tempfile
 from itertools import islice, takewhile
 from pathlib import Path
 
-from llama_cpp import Llama, __version__
+from llama_cpp import GGML_TYPE_F16, GGML_TYPE_F32, Llama, __version__
 
 from llmbuilder.checkpoint import load_model
 from llmbuilder.config import GenerationConfig
@@ -27,7 +27,8 @@ def main(checkpoint, *prompts):
     with tempfile.TemporaryDirectory() as folder:
         for kind in ("f32", "f16", "q8_0"):
             path = to_gguf(checkpoint, Path(folder) / f"{kind}.gguf", kind)
-            llama = Llama(str(path), n_ctx=model.config.max_seq_length, verbose=False)
+            cache = GGML_TYPE_F32 if kind == "f32" else GGML_TYPE_F16  # llama.cpp keeps keys and values in 16 bits unless told otherwise
+            llama = Llama(str(path), n_ctx=model.config.max_seq_length, type_k=cache, type_v=cache, verbose=False)
             for prompt in prompts or PROMPTS:
                 ids = tokenizer.encode(prompt)
                 ours = generate_ids(model, [ids], greedy, tokenizer.eos_id)[0]

@@ -188,8 +188,8 @@ def test_explorer_and_inspector(notebook, lab):
     merge.press("Enter")
     page.get_by_text("step 0 of").wait_for()
     page.locator(".widget-play button").first.click()
-    page.get_by_text("step 2 of").wait_for()
-    page.locator(".widget-play button").nth(1).click()  # stops it
+    until(lambda: int(merge.input_value()) >= 2, "it plays")
+    page.locator(".widget-play button").first.click()  # pauses it
     merge.fill("3")
     merge.press("Enter")
     page.get_by_text("step 3 of").wait_for()
