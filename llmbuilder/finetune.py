@@ -25,7 +25,7 @@ from . import __version__
 from .checkpoint import RunFolder, check_tokenizer, find_checkpoint, load_model
 from .config import Config, LLMBuilderError, TrainingConfig, notify
 from .data import DataReport, TextDataset, encode_documents, find_files, load_documents
-from .model import FusedLinear, Transformer
+from .model import FusedLinear, Linear, Transformer, linear
 from .tokenizer import HFTokenizer, Tokenizer
 from .training import Callback, Trainer, TrainingResults
 
@@ -54,7 +54,7 @@ class LoRALinear(nn.Linear):
 
     def forward(self, x):
         small = F.linear(F.linear(x, self.lora_a), self.lora_b)  # (..., in) -> (..., rank) -> (..., out)
-        return F.linear(x, self.weight, self.bias) + self.scale * small
+        return linear(x, self.weight, self.bias) + self.scale * small
 
     @torch.no_grad()
     def merged(self) -> torch.Tensor:
@@ -145,7 +145,7 @@ def merge_lora(
     "Make the adapters part of the weights."
     for path, layer in adapters_of(model).items():
         with torch.device("meta"):  # no memory: the tensors come from the layer
-            plain = nn.Linear(layer.in_features, layer.out_features)
+            plain: nn.Linear = Linear(layer.in_features, layer.out_features)
             if len(layer.parts) > 1:
                 plain = FusedLinear(layer.in_features, layer.parts)
         plain.weight, plain.bias = nn.Parameter(layer.merged()), layer.bias
