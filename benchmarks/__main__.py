@@ -85,7 +85,8 @@ ROWS = {
                    {"matmuls of the same shapes": "flops_matmul"}, "flops", "higher", {"matmuls of the same shapes": 0.5}, "FLOP/s"),
     "generation": ("one prompt, 256 new tokens, 4 x 256, vocabulary 8000, context 512, top_p 0.9", "generate_ours",
                    {"transformers.generate": "generate_transformers", "minimal cached loop": "generate_minimal",
-                    "a token's matrix products alone": "generate_products"},
+                    "a token's matrix products alone": "generate_products",
+                    "the same as torch's linear": "generate_products_usual", "its weights copied once": "generate_copy"},
                    "tokens_per_second", "higher", {"transformers.generate": 2.5, "minimal cached loop": 0.85}, "tokens/s"),
     "batch": ("16 prompts of different lengths at once, against one after another", "batch_at_once",
               {"one after another": "batch_one_by_one"}, "tokens_per_second", "higher", {"one after another": 4.0}, "tokens/s"),
@@ -141,7 +142,7 @@ def extras(row: dict) -> list[str]:
     "What a side reports beside its speed: memory, losses."
     lines = []
     for side, runs in row["details"].items():
-        for key in ("peak_mb", "final_loss", "tokens", "start_seconds", "steps_to_target", "parameters"):
+        for key in ("peak_mb", "final_loss", "tokens", "start_seconds", "steps_to_target", "parameters", "gigabytes_per_second"):
             values = [r[key] for r in runs if r.get(key) is not None]
             if values: lines.append(f"{side}: {key} {number(statistics.median(values))} ({number(min(values))} to {number(max(values))})")
     return lines

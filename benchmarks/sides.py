@@ -139,7 +139,7 @@ def small_ours(save_every=1, **_):
     started = time.perf_counter()
     import llmbuilder
 
-    config = {**SMALL, "training": {**SMALL["training"], "save_every": save_every}}
+    config = {**SMALL, "training": {**SMALL["training"], "save_every": save_every, "eval_every": 0}}  # at the end, as the peer
     with tempfile.TemporaryDirectory() as folder:
         path = small_text(Path(folder))
         before = time.perf_counter()
@@ -409,13 +409,13 @@ def generate_minimal(**_):
     return {"tokens_per_second": NEW / best_of(call, 6.0)}
 
 
-def generate_products(**_):
+def generate_products(way=None, **_):
     "The limit: one token's matrix products and nothing else, every weight read once, as generation reads it."
     import torch
     from torch import nn
 
     from llmbuilder.config import ModelConfig
-    from llmbuilder.model import build_model
+    from llmbuilder.model import build_model, linear
 
     model = build_model(ModelConfig(**GENERATION)).eval()
     weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear)] + [model.embed.weight]
@@ -423,9 +423,29 @@ def generate_products(**_):
 
     @torch.inference_mode()
     def call():
-        for x, w in zip(inputs, weights): nn.functional.linear(x, w)
+        for x, w in zip(inputs, weights): (way or linear)(x, w)
 
     return {"tokens_per_second": 1 / best_of(call, 4.0, 100)}
+
+
+def generate_products_usual(**_):
+    "The same products as torch's linear layer computes them."
+    from torch.nn.functional import linear
+
+    return generate_products(linear)
+
+
+def generate_copy(**_):
+    "The machine's own limit: every weight of the model copied once for a token, and nothing computed."
+    import torch
+
+    from llmbuilder.config import ModelConfig
+    from llmbuilder.model import build_model
+
+    weights = [w.detach() for w in build_model(ModelConfig(**GENERATION)).parameters()]
+    target = torch.empty(max(w.numel() for w in weights))
+    seconds = best_of(lambda: [target[: w.numel()].view_as(w).copy_(w) for w in weights], 4.0, 100)
+    return {"tokens_per_second": 1 / seconds, "gigabytes_per_second": sum(w.numel() * 4 for w in weights) / seconds / 1e9}
 
 
 def batch_prompts(together: bool):
