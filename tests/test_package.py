@@ -69,28 +69,6 @@ def test_help_needs_no_torch(run):
     assert not loaded(run, code) & HEAVY
 
 
-TRAIN_A_LITTLE = """
-import sys, torch
-from llmbuilder.config import ModelConfig, TrainingConfig
-from llmbuilder.model import build_model
-from llmbuilder.optim import build_optimizer
-for name in "adamw", "adam", "sgd", "muon":
-    model = build_model(ModelConfig(vocab_size=16, max_seq_length=8, embedding_dim=16, num_layers=1, num_heads=2))
-    optimizer = build_optimizer(model, TrainingConfig(optimizer=name, max_steps=2))
-    ids = torch.zeros(1, 8, dtype=torch.long)
-    model(ids, ids).backward()
-    optimizer.step()
-    optimizer.zero_grad()
-    optimizer.load_state_dict(optimizer.state_dict())
-"""
-
-
-def test_training_leaves_the_compiler_alone(run):
-    "It takes a second and 70 MB to import, and nobody asked for compiled code."
-    done = run("-c", TRAIN_A_LITTLE + "print('torch._dynamo' in sys.modules)")
-    assert done.stdout == "False\n", done.stderr
-
-
 def test_nothing_for_authors_is_imported(run):
     code = "import importlib\nfor m in %r: importlib.import_module('llmbuilder.' + m)" % [m for m in MODULES if m[0] != "_"]
     assert not loaded(run, code) & {"nbdev", "fastcore", "execnb", "transformers", "wandb", "pytest"}
