@@ -147,9 +147,11 @@ def linear(
     weight: torch.Tensor,  # (out, in)
     bias: torch.Tensor | None = None,  # (out,)
 ) -> torch.Tensor:  # (..., out)
-    "x @ weight.T + bias; weights first for a few rows without gradients on a CPU."
-    usual = torch.is_grad_enabled() or torch.compiler.is_compiling() or not x.is_cpu or x.dtype != torch.float32
-    if usual or not 0 < x.shape[:-1].numel() <= FEW or weight.numel() < SMALL or len(weight) % 2:
+    "x @ weight.T + bias; weights first for a few float32 rows without gradients on a CPU."
+    usual = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
+    if usual or not x.is_cpu or x.dtype != torch.float32:
+        return F.linear(x, weight, bias)
+    if not 0 < x.shape[:-1].numel() <= FEW or weight.numel() < SMALL or len(weight) % 2:
         return F.linear(x, weight, bias)
     columns = x.reshape(-1, x.shape[-1]).T  # (in, rows)
     if columns.shape[1] > 1:
