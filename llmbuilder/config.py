@@ -712,18 +712,18 @@ def _as_tables(config) -> str:
         parts += [f"**{path}**", _table(getattr(config, path))]
     return "\n\n".join(parts)
 
-# %% ../nbs/00_config.ipynb #186e0a5d
-def _put(layer, path, value, written) -> None:
-    "Add one checked setting to a layer; `written` is what the user called it."
-    section, name = path.split(".", 1)
-    _check_names(SECTIONS[section], [name])
-    value = _checked(SECTIONS[section], name, value)
-    old = layer.setdefault(section, {}).setdefault(name, value)
-    if old != value:
-        twice = f"{path} is given twice, as {_show(old)} and as {_show(value)}"
-        raise ConfigError(f"{twice} (by {_show(written)}); keep one of them.")
+# %% ../nbs/00_config.ipynb #0bdf936f
+def _full_path(key, value) -> str:
+    "`training.batch_size`, for itself or for `batch_size` alone. Raises ConfigError when that is not one setting."
+    owners = _owners(key)
+    if len(owners) > 1:
+        meant = " or ".join(f"{owner}.{key}" for owner in owners)
+        raise ConfigError(f"{key} = {_show(value)} could mean {meant}; write the one you mean.")
+    if not owners and key.split(".")[0] not in SECTIONS:
+        _check_names(Config, [key])
+    return f"{owners[0]}.{key}" if owners else key
 
-
+# %% ../nbs/00_config.ipynb #d903fa1d
 def _spread(key, value, bare) -> list[tuple[str, Any]]:
     "One entry of a dict as (path, value) pairs. Raises ConfigError."
     if key in _SHARED:
@@ -736,18 +736,18 @@ def _spread(key, value, bare) -> list[tuple[str, Any]]:
     _check_names(Config, [key])
     return []
 
-# %% ../nbs/00_config.ipynb #0bdf936f
-def _full_path(key, value) -> str:
-    "`training.batch_size`, for itself or for `batch_size` alone. Raises ConfigError when that is not one setting."
-    owners = _owners(key)
-    if len(owners) > 1:
-        meant = " or ".join(f"{owner}.{key}" for owner in owners)
-        raise ConfigError(f"{key} = {_show(value)} could mean {meant}; write the one you mean.")
-    if not owners and key.split(".")[0] not in SECTIONS:
-        _check_names(Config, [key])
-    return f"{owners[0]}.{key}" if owners else key
+# %% ../nbs/00_config.ipynb #8d7dc530
+def _put(layer, path, value, written) -> None:
+    "Add one checked setting to a layer; `written` is what the user called it."
+    section, name = path.split(".", 1)
+    _check_names(SECTIONS[section], [name])
+    value = _checked(SECTIONS[section], name, value)
+    old = layer.setdefault(section, {}).setdefault(name, value)
+    if old != value:
+        twice = f"{path} is given twice, as {_show(old)} and as {_show(value)}"
+        raise ConfigError(f"{twice} (by {_show(written)}); keep one of them.")
 
-
+# %% ../nbs/00_config.ipynb #8a7cafab
 def _layer(settings, bare=False) -> dict[str, Any]:
     "Settings as {group: {name: value}}, each checked; `bare` takes `training.seed` and `batch_size` as keys too."
     layer: dict[str, dict[str, Any]] = {}
