@@ -179,23 +179,6 @@ class StreamDecoder:
         self._decoder.reset()
         return text
 
-# %% ../nbs/01_tokenizer.ipynb #cb058858
-def _as_markdown(
-    tokenizer,
-    show: int = 12,  # longest pieces to show
-) -> str:  # markdown
-    "A tokenizer as a table for a notebook."
-    pieces = (piece.decode("utf-8", "replace") for piece in sorted(tokenizer._table, key=len, reverse=True))
-    readable = (piece for piece in pieces if piece.isprintable() and piece not in ("", "\ufffd"))
-    shown = [html.escape(piece.replace(" ", SPACE)) for piece in itertools.islice(readable, show)]
-    rows = {
-        "type": tokenizer.model_type,
-        "ids": f"{tokenizer.vocab_size:,}",
-        "longest pieces": " ".join(f"<code>{piece.replace('|', '&#124;')}</code>" for piece in shown),
-        "fingerprint": tokenizer.fingerprint[:12],
-    }
-    return "| **Tokenizer** | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
-
 # %% ../nbs/01_tokenizer.ipynb #3020503c
 class _Pieces:
     "What each id stands for: the half of `Tokenizer` that needs no SentencePiece."
@@ -477,6 +460,23 @@ class Tokenizer(_Pieces):
             return cls(_read(Path(path)))
         except TokenizerError as e:
             raise TokenizerError(str(e).replace("This is not", f"{path} is not", 1)) from None
+
+# %% ../nbs/01_tokenizer.ipynb #cb058858
+def _as_markdown(
+    tokenizer,
+    show: int = 12,  # longest pieces to show
+) -> str:  # markdown
+    "A tokenizer as a table for a notebook."
+    pieces = (piece.decode("utf-8", "replace") for piece in sorted(tokenizer._table, key=len, reverse=True))
+    readable = (piece for piece in pieces if piece.isprintable() and piece not in ("", "\ufffd"))
+    shown = [html.escape(piece.replace(" ", SPACE)) for piece in itertools.islice(readable, show)]
+    rows = {
+        "type": tokenizer.model_type,
+        "ids": f"{tokenizer.vocab_size:,}",
+        "longest pieces": " ".join(f"<code>{piece.replace('|', '&#124;')}</code>" for piece in shown),
+        "fingerprint": tokenizer.fingerprint[:12],
+    }
+    return "| **Tokenizer** | |\n|---|---|\n" + "\n".join(f"| {name} | {value} |" for name, value in rows.items())
 
 # %% ../nbs/01_tokenizer.ipynb #8973c552
 def _blocks(
