@@ -975,7 +975,7 @@ def _set_up(
     starts = dataset._file.starts if dataset._file else np.zeros(1, np.int64)
     return dataset._look_at(_as_tokens(tokens, tokenizer), starts, int(stride or block_size))
 
-# %% ../nbs/02_data.ipynb #5aca4f97
+# %% ../nbs/02_data.ipynb #44dd7a83
 def _sibling(
     dataset: TextDataset,
 ) -> TextDataset:
@@ -984,7 +984,7 @@ def _sibling(
     other.__dict__.update(dataset.__dict__)
     return other
 
-
+# %% ../nbs/02_data.ipynb #1bb966a2
 def _as_markdown(
     dataset: TextDataset,
 ) -> str:  # markdown
