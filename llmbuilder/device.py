@@ -6,10 +6,11 @@
 __all__ = ['KINDS', 'DTYPES', 'PEAK_FLOPS', 'DeviceError', 'pick_device', 'resolve_precision', 'autocast', 'make_scaler',
            'seed_everything', 'rng_state', 'set_rng_state', 'compile_model', 'Dist', 'dist_info', 'init_distributed',
            'end_distributed', 'several', 'all_sum', 'tell_all', 'gather_all', 'ToldError', 'main_first', 'on_main',
-           'peak_flops', 'memory_used', 'describe']
+           'peak_flops', 'memory_used', 'describe', 'keep_freed_memory']
 
 # %% ../nbs/05_device.ipynb #9a69c820
 import contextlib
+import ctypes
 import logging
 import os
 import platform
@@ -393,3 +394,15 @@ def describe(
     threads = torch.get_num_threads()
     name = {"cpu": f"CPU, {threads} thread{'s' * (threads > 1)}", "mps": "Apple GPU", "xpu": "Intel GPU"}[device.type]
     return f"{name}, {platform.system()} {platform.machine()} (torch {torch.__version__})"
+
+# %% ../nbs/05_device.ipynb #293943b0
+def keep_freed_memory(
+    limit: int = 2**30,  # bytes of free memory that stay with this process
+) -> bool:  # whether there was somebody to tell: only glibc has this
+    "Have the C library keep freed memory for the next step instead of giving it back. Source: mallopt(3)."
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (AttributeError, OSError, TypeError):  # another C library, or Windows
+        return False
+    trim_threshold, mmap_threshold = -1, -3  # as malloc.h numbers them
+    return all(mallopt(option, limit) or mallopt(option, 2**25) for option in (mmap_threshold, trim_threshold))

@@ -197,18 +197,17 @@ def _speeds(weights, waits):
     return weights / waits.clamp(1e-30, 1e3)
 
 
-def _winner_within(weights, waits, total, top_p):
+def _winner_within(weights, race, total, top_p):
     "Who wins among the smallest set that reaches top_p of the total, (B, 1): winners outside it are sent away."
-    race, ids = _speeds(weights, waits), torch.arange(weights.shape[-1], device=weights.device)
-    while True:
-        at = race.argmax(-1, keepdim=True)
-        weight = weights.gather(-1, at)
-        ahead = (weights > weight) | (weights == weight) & (ids < at)  # of equal ones, the lowest id is the first
-        mass = weights.mul(ahead).sum(-1, keepdim=True, dtype=_double(weights))
-        out = (mass > 0) & (mass >= (top_p - ROUNDING) * total)  # the likeliest token always stays
-        if not out.any():
-            return at
-        race.masked_fill_(out & ~ahead, -1)
+    at = race.argmax(-1, keepdim=True)
+    weight, ids = weights.gather(-1, at), torch.arange(weights.shape[-1], device=weights.device)
+    ahead = (weights > weight) | (weights == weight) & (ids < at)  # of equal ones, the lowest id is the first
+    mass = weights.mul(ahead).sum(-1, keepdim=True, dtype=_double(weights))
+    out = (mass > 0) & (mass >= (top_p - ROUNDING) * total)  # the likeliest token always stays
+    if out.any():  # these rows run again, among those ahead of who was sent away
+        rows = out[:, 0].nonzero()[:, 0]
+        at[rows] = _winner_within(weights[rows], race[rows].masked_fill_(~ahead[rows], -1), total[rows], top_p)
+    return at
 
 # %% ../nbs/08_generation.ipynb #fc2f3179
 class Sampler:
@@ -240,7 +239,7 @@ class Sampler:
             weights.masked_fill_(weights < c.min_p, 0)  # less likely than all that stay: top_p does not miss them
         if c.top_p is None or c.top_p >= 1:
             return _speeds(weights, waits).argmax(-1, keepdim=True)
-        return _winner_within(weights, waits, total, c.top_p)
+        return _winner_within(weights, _speeds(weights, waits), total, c.top_p)
 
 # %% ../nbs/08_generation.ipynb #892f83a1
 _NOT_FINITE = (
@@ -281,7 +280,9 @@ class Dice:
 
     def __call__(self) -> torch.Tensor:  # (B, V) float32, evenly distributed from 0 up to 1
         "The next numbers of each row."
-        rows = np.stack([g.random(self.size) for g in self.generators])  # float64: fine steps close to 0
+        rows = np.empty((len(self.generators), self.size))  # float64: fine steps close to 0
+        for generator, row in zip(self.generators, rows):
+            generator.random(out=row)
         return torch.from_numpy(rows).float().to(self.device)
 
     def keep(self, rows: list[int]):
@@ -364,7 +365,7 @@ class Decoding:
         "One more token for every row. Raises GenerationError where the model's output is not numbers."
         if self.cache.length == self.window:
             _slide(self)
-        logits = self.model(self.input, cache=self.cache, last_only=True)[:, -1].float()  # (B, V)
+        logits = self.model(self.input, cache=self.cache, last_only=True)[:, -1].float().contiguous()  # (B, V)
         if self.seen is not None:
             logits = _penalise(logits, self.seen, self.penalty)
         if self.banned is not None:

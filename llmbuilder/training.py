@@ -50,9 +50,9 @@ from .checkpoint import (
     optimizer_from_dict, optimizer_to_dict, read_metrics, set_aside, tokenizer_from, verify_checkpoint)
 from .config import Config, LLMBuilderError, ModelConfig, TrainingConfig, notify
 from .device import (
-    Dist, all_sum, autocast, compile_model, dist_info, gather_all, init_distributed, make_scaler,
-    memory_used, on_main, peak_flops, pick_device, resolve_precision, rng_state, seed_everything, set_rng_state,
-    several, tell_all)
+    Dist, all_sum, autocast, compile_model, dist_info, gather_all, init_distributed, keep_freed_memory,
+    make_scaler, memory_used, on_main, peak_flops, pick_device, resolve_precision, rng_state, seed_everything,
+    set_rng_state, several, tell_all)
 from .model import STRUCTURAL, Transformer, flops_per_token
 from .optim import build_optimizer, build_scheduler, effective_warmup
 
@@ -1161,6 +1161,7 @@ def build_parts(trainer, start_from: Path | None):
     c, place = trainer.config, trainer.place
     peak = peak_flops(trainer.device) if place.is_main else None
     trainer.peak_flops = peak and peak * place.world_size
+    if trainer.device.type == "cpu": keep_freed_memory()
     trainer.model.to(trainer.device).train()
     seed_everything(c.seed + place.rank)  # each process has dropout masks of its own
     trainer.state, trainer.pending, trainer.last_step = TrainState(), [], {}
