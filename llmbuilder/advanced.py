@@ -15,6 +15,7 @@ import statistics
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -26,7 +27,9 @@ from .config import Config, LLMBuilderError, ModelConfig, TrainingConfig, format
 from .device import autocast, peak_flops, pick_device, resolve_precision, rng_state, set_rng_state
 from .model import Transformer, count_parameters, flops_per_token
 from .optim import parameter_groups
-from .training import Plot, Stepper, fetch, is_out_of_memory
+from .training import Stepper, fetch, is_out_of_memory, new_figure
+
+if TYPE_CHECKING: from matplotlib.figure import Figure
 
 # %% ../nbs/10_advanced.ipynb #cec014fe
 def saved_bytes(
@@ -372,9 +375,9 @@ class LRSweep:
 
     def __repr__(self): return f"LRSweep of {len(self.lrs)} steps: the loss falls fastest at {self.suggestion:.2g}"
 
-    def plot(self) -> Plot:
+    def plot(self) -> "Figure":
         "The curve, and the suggestion."
-        figure = Plot(figsize=(6.5, 3), layout="constrained")
+        figure = new_figure(figsize=(6.5, 3), layout="constrained")
         axes = figure.subplots()
         axes.semilogx(self.lrs, self.losses, color="#0072B2")
         axes.axvline(self.suggestion, color="#D55E00", ls="--", label=f"falls fastest: {self.suggestion:.2g}")

@@ -34,6 +34,7 @@ from typing import Any
 import ipywidgets as widgets
 import torch
 from IPython.display import HTML, display
+from matplotlib.figure import Figure
 from PIL import Image
 
 # %% ../nbs/13_dashboard.ipynb #5bd7dbd2
@@ -47,7 +48,7 @@ from .runs import (
     BLUE, GREEN, GREY, ORANGE, Run, as_run, default_span, describe_run, export_run, figure_png, list_runs, load_run,
     lr_marks, overlay_label, plot_curves, run_curves, series, thin, vocab_size)
 from .tokenizer import SPACE, Tokenizer
-from .training import Callback, Plot, ProgressBar, Trainer, ui_mode
+from .training import Callback, ProgressBar, Trainer, new_figure, ui_mode
 
 # %% ../nbs/13_dashboard.ipynb #e504a4fe
 class ViewError(LLMBuilderError, ValueError):
@@ -1150,9 +1151,9 @@ def stage_settings(
 def plot_filters(
     table: FilterTable,  # of `filter_table`
     k: int = 20,  # how many tokens
-) -> Plot:
+) -> Figure:
     "The likeliest tokens at each stage, as bars; cut ones are crosses."
-    figure = Plot(figsize=(9, 0.22 * min(k, len(table.tokens)) + 0.8), layout="constrained")
+    figure = new_figure(figsize=(9, 0.22 * min(k, len(table.tokens)) + 0.8), layout="constrained")
     names = [visible(readable(t.piece)) for t in table.tokens[:k]]
     for at, axes in enumerate(figure.subplots(1, len(table.stages), sharey=True)):
         values = [row[at] for row in table.probabilities[:k]]
@@ -1934,10 +1935,10 @@ def plot_attention(
     layer: int,  # from 0
     head: int,  # from 0
     at: int | None = None,  # a row to mark
-) -> Plot:
+) -> Figure:
     "Where one head looks: a row for each token, darker where it looks more."
     weights, names = inside.maps[layer][head], [visible(readable(tokenizer.piece(i))) for i in inside.ids]
-    figure = Plot(figsize=(5.4, 5.2), layout="constrained")
+    figure = new_figure(figsize=(5.4, 5.2), layout="constrained")
     axes = figure.subplots()
     shades = weights.sqrt().numpy()  # the root shows weak ones too
     axes.imshow(shades, cmap="Blues", vmin=0, vmax=1, interpolation="nearest")
@@ -1956,10 +1957,10 @@ def plot_attention(
 # %% ../nbs/13_dashboard.ipynb #25b5fa0f
 def plot_heads(
     inside: Inside,  # of `look_inside`
-) -> Plot:
+) -> Figure:
     "Every head of every layer, small."
     layers, heads = len(inside.maps), len(inside.maps[0])
-    figure = Plot(figsize=(1.1 * heads + 0.3, 1.2 * layers), layout="constrained")
+    figure = new_figure(figsize=(1.1 * heads + 0.3, 1.2 * layers), layout="constrained")
     for layer, line in enumerate(figure.subplots(layers, heads, squeeze=False)):
         for head, axes in enumerate(line):
             axes.imshow(inside.maps[layer][head].sqrt().numpy(), cmap="Blues", vmin=0, vmax=1)

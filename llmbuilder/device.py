@@ -399,10 +399,12 @@ def describe(
 def keep_freed_memory(
     limit: int = 2**30,  # bytes of free memory that stay with this process
 ) -> bool:  # whether there was somebody to tell: only glibc has this
-    "Have the C library keep freed memory for the next step instead of giving it back. Source: mallopt(3)."
+    "Have the C library keep memory that is freed from now on, instead of giving it back. Source: mallopt(3)."
     try:
-        mallopt = ctypes.CDLL(None).mallopt
+        libc = ctypes.CDLL(None)
+        mallopt, malloc_trim = libc.mallopt, libc.malloc_trim
     except (AttributeError, OSError, TypeError):  # another C library, or Windows
         return False
+    malloc_trim(0)  # what earlier work left goes back now
     trim_threshold, mmap_threshold = -1, -3  # as malloc.h numbers them
     return all(mallopt(option, limit) or mallopt(option, 2**25) for option in (mmap_threshold, trim_threshold))

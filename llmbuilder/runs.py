@@ -32,7 +32,7 @@ from matplotlib.ticker import LogLocator, MaxNLocator, NullLocator
 
 from .checkpoint import RunFolder, read_metrics
 from .config import LLMBuilderError, atomic_write_bytes, notify
-from .training import Plot, records_csv
+from .training import new_figure, records_csv
 
 # %% ../nbs/12_runs.ipynb #e7b0ce7e
 class RunError(LLMBuilderError, ValueError):
@@ -324,9 +324,9 @@ def plot_curves(
     others: dict[str, dict] | None = None,  # {name: curves} of runs to lay over
     log_y: bool = False,  # a logarithmic loss axis
     size: tuple[float, float] = (9, 4.6),  # inches
-) -> Plot:
+) -> Figure:
     "One picture of a run: loss above, learning rate and gradient norm below."
-    figure = Plot(figsize=size)
+    figure = new_figure(figsize=size)
     figure.subplots_adjust(left=0.075, right=0.985, bottom=0.1, top=0.87, hspace=0.4, wspace=0.16)
     grid = figure.add_gridspec(2, 2, height_ratios=(3.2, 1))
     loss, rate, norm = figure.add_subplot(grid[0, :]), figure.add_subplot(grid[1, 0]), figure.add_subplot(grid[1, 1])
@@ -346,7 +346,7 @@ def plot_run(
     others: Sequence = (),  # runs to lay over
     span: float | None = None,  # smoothing, in points; None = `default_span`
     log_y: bool = False,  # a logarithmic loss axis
-) -> Plot:
+) -> Figure:
     "The picture of a run, from its log."
     run, others = as_run(run), [as_run(r) for r in others]
     share, size = 2000 // (1 + len(others)), vocab_size(run)
@@ -438,7 +438,7 @@ class Comparison:
         names = settings_that_differ(self.runs)
         return [run_row(r) | {n: flat_settings(r.config).get(n) for n in names} for r in self.runs]
 
-    def plot(self, against: str = "step") -> Plot:
+    def plot(self, against: str = "step") -> Figure:
         'The measure of each run against "step", "tokens" or "seconds".'
         return plot_comparison(self.runs, self.measure, against)
 
@@ -499,9 +499,9 @@ def plot_comparison(
     runs: list[Run],  # runs to draw
     measure: str = "validation",  # a name of CURVES
     against: str = "step",  # "step", "tokens" or "seconds"
-) -> Plot:
+) -> Figure:
     "One curve for each run."
-    figure = Plot(figsize=(9, 3.6), layout="constrained")
+    figure = new_figure(figsize=(9, 3.6), layout="constrained")
     axes = figure.subplots()
     for run, (color, style), marker in zip(runs, [(BLUE, "-"), (ORANGE, "--"), *_OTHERS] * 9, "os^Dv" * 11):
         steps, values = run_curves(run.records, most=2000 // len(runs))[measure]

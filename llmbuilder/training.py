@@ -6,8 +6,8 @@
 __all__ = ['OUT_OF_MEMORY_TOGETHER', 'TrainingError', 'epoch_order', 'fetch', 'Evaluation', 'evaluate', 'fetch_share',
            'is_sliced', 'share_model', 'exchange', 'whole', 'sliced_like', 'check_sharing', 'clip_gradients', 'Stepper',
            'can_skip_on_device', 'guarded_step', 'Wishes', 'RunControl', 'stop_on_signals', 'TrainState', 'sparkline',
-           'TrainingResults', 'Plot', 'plot_losses', 'Callback', 'ui_mode', 'ProgressBar', 'scalars', 'records_csv',
-           'CsvLogger', 'WandbLogger', 'TensorBoardLogger', 'check_inputs', 'state_bytes', 'check_disk',
+           'TrainingResults', 'new_figure', 'plot_losses', 'Callback', 'ui_mode', 'ProgressBar', 'scalars',
+           'records_csv', 'CsvLogger', 'WandbLogger', 'TensorBoardLogger', 'check_inputs', 'state_bytes', 'check_disk',
            'is_out_of_memory', 'new_run_folder', 'training_loop', 'remaining_batches', 'should_stop', 'between_steps',
            'answer_requests', 'hold', 'Stopwatch', 'take_step', 'batch_gradients', 'halve_micro_batch', 'after_step',
            'is_due', 'end_epoch', 'can_afford_save', 'read_losses', 'count_skipped', 'utilisation', 'log_losses',
@@ -35,13 +35,15 @@ import time
 from contextlib import ExitStack, contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 import torch.distributed as dist
-from matplotlib.figure import Figure
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 from torch.utils.data import Dataset, Subset
 from tqdm.auto import tqdm
+
+if TYPE_CHECKING: from matplotlib.figure import Figure
 
 # %% ../nbs/07_training.ipynb #86f4821b
 from . import __version__
@@ -491,26 +493,33 @@ class TrainingResults:
         rows = [f"| {name} | {html.escape(value)} |" for name, value in [*self.rows(), *curve]]
         return "\n".join(["| training | |", "|---|---|", *rows])
 
-    def plot(self) -> Figure:
+    def plot(self) -> "Figure":
         "Training and validation loss against steps."
         return plot_losses(self.history, self.vocab_size)
 
 # %% ../nbs/07_training.ipynb #5b3a0fbd
-class Plot(Figure):
+def new_figure(
+    **options,  # of matplotlib's Figure: figsize, layout, ...
+) -> "Figure":
     "A figure that shows itself in a notebook. Unlike pyplot's it may be drawn from any thread."
+    from matplotlib.figure import Figure  # here: a run that draws nothing does without its 27 MB
 
-    def _repr_png_(self) -> bytes:
+    def png() -> bytes:
         file = io.BytesIO()
-        self.savefig(file, format="png", dpi=100)
+        figure.savefig(file, format="png", dpi=100)
         return file.getvalue()
+
+    figure = Figure(**options)
+    figure._repr_png_ = png
+    return figure
 
 # %% ../nbs/07_training.ipynb #575078de
 def plot_losses(
     history: list[dict],  # records of metrics.jsonl
     vocab_size: int | None = None,  # draws the loss of guessing, ln(vocab_size)
-) -> Figure:  # safe from any thread
+) -> "Figure":  # safe from any thread
     "The loss curve of a run."
-    figure = Plot(figsize=(7, 3.6), layout="constrained")
+    figure = new_figure(figsize=(7, 3.6), layout="constrained")
     axes = figure.subplots()
     train = [(r["step"], r["loss"]) for r in history if r["event"] == "train" and r["loss"] is not None]
     valid = [(r["step"], r["val_loss"]) for r in history if r["event"] == "eval" and r["val_loss"] is not None]
