@@ -37,12 +37,13 @@ WAYS = {
 def main():
     model = build_model(ModelConfig(**GENERATION)).eval()
     weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear)] + [model.embed.weight]
-    print(f"{torch.get_num_threads()} threads, {sum(w.numel() for w in weights) * 4 / 1e6:.0f} MB of weights")
+    numbers = sum(w.numel() for w in weights)
+    print(f"{torch.get_num_threads()} threads, {numbers * 4 / 1e6:.0f} MB of weights")
     for rows in 1, 4, 16, 64:
         inputs = [torch.randn(rows, w.shape[1]) for w in weights]
         for name, way in WAYS.items():
             seconds = best_of(lambda: [way(x, w) for x, w in zip(inputs, weights)], 0.5, 20)
-            print(f"{rows:3} rows  {name:36} {1000 * seconds:6.2f} ms")
+            print(f"{rows:3} rows  {name:36} {1000 * seconds:6.2f} ms {2e-9 * rows * numbers / seconds:5.0f} GFLOP/s")
 
 
 if __name__ == "__main__":

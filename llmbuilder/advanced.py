@@ -268,7 +268,7 @@ def compute_optimal(
         return lines
     useful = text_tokens * min(epochs, USEFUL_REPEATS)
     fit = useful // TOKENS_PER_PARAMETER
-    lines.append(f"Yours has {format_count(text_tokens)} tokens, read {epochs} time{'s' * (epochs != 1)}; "
+    lines.append(f"Your text has {format_count(text_tokens)} tokens, read {epochs} time{'s' * (epochs != 1)}; "
                  f"that would suit a model of about {format_count(max(fit, 1))} parameters.")
     if epochs > USEFUL_REPEATS and useful < wanted:
         lines.append(f"Beyond {USEFUL_REPEATS} readings little is gained: watch the validation loss.")

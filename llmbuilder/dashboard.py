@@ -607,7 +607,7 @@ class _PanelBase(View):
         self.ui = ui = _RunParts(self.refresh, self.writer.request, self.usual_span())
         self.known, self.fixed = {r.name: r for r in map(as_run, others)}, bool(others)
         super().__init__(ui.head, *self.controls(), ui.message, ui.problem, ui.tiles, ui.scroll, ui.caption, ui.options,
-                         *self.extras(), ui.samples, ui.files)
+                         *self.extras(), ui.files, ui.samples)  # samples last: they come and go, and move what is below
         self.find_others()
         self.draw()
 

@@ -470,7 +470,11 @@ class DataReport:
 
     def left_out(self) -> str:
         "What was left out, in words; empty when nothing was."
-        counts = {"too short": self.too_short, "duplicates": self.duplicates, "near duplicates": self.near_duplicates}
+        counts = {
+            "too short": self.too_short,
+            f"duplicate{'s' * (self.duplicates != 1)}": self.duplicates,
+            f"near duplicate{'s' * (self.near_duplicates != 1)}": self.near_duplicates,
+        }
         return ", ".join(f"{n:,} {what}" for what, n in counts.items() if n)
 
     def __str__(self):
@@ -785,7 +789,8 @@ class TokenWindows(torch.utils.data.Dataset):
     def _look_at(self, tokens: np.ndarray, starts: np.ndarray, stride: int) -> "TokenWindows":
         "Take windows from these ids."
         if len(tokens) < 2:
-            raise DataError(f"The text has {len(tokens)} id(s); at least 2 are needed, one to read and one to predict.")
+            raise DataError(f"The text has {len(tokens)} id{'s' * (len(tokens) != 1)}; at least 2 are needed, "
+                            "one to read and one to predict.")
         self.tokens, self.starts, self.stride, self._n_bytes = tokens, starts, stride, None
         full, self._len = _count_windows(len(tokens), self.block_size, stride)
         self._view = _window_view(tokens, self.block_size + 1, stride, full)
@@ -943,7 +948,8 @@ class TextDataset(TokenWindows):
         return train, val._look_at(self.tokens[at:], starts[starts >= at] - at, self.block_size)
 
     def __repr__(self):
-        return f"TextDataset({len(self.tokens):,} ids, {self._len:,} windows of {self.block_size})"
+        windows = f"{self._len:,} window{'s' * (self._len != 1)} of {self.block_size}"
+        return f"TextDataset({len(self.tokens):,} ids, {windows})"
 
     def _repr_markdown_(self):
         return _as_markdown(self)

@@ -6,7 +6,7 @@
 __all__ = ['KINDS', 'DTYPES', 'PEAK_FLOPS', 'DeviceError', 'pick_device', 'resolve_precision', 'autocast', 'make_scaler',
            'seed_everything', 'rng_state', 'set_rng_state', 'compile_model', 'Dist', 'dist_info', 'init_distributed',
            'end_distributed', 'several', 'all_sum', 'tell_all', 'gather_all', 'ToldError', 'main_first', 'on_main',
-           'peak_flops', 'memory_used', 'describe', 'keep_freed_memory']
+           'peak_flops', 'memory_used', 'describe', 'keep_freed_memory', 'release_helpers']
 
 # %% ../nbs/05_device.ipynb #9a69c820
 import contextlib
@@ -408,3 +408,11 @@ def keep_freed_memory(
     malloc_trim(0)  # what earlier work left goes back now
     trim_threshold, mmap_threshold = -1, -3  # as malloc.h numbers them
     return all(mallopt(option, limit) or mallopt(option, 2**25) for option in (mmap_threshold, trim_threshold))
+
+# %% ../nbs/05_device.ipynb #04d47fa1
+def release_helpers() -> bool:
+    "End the calling thread's OpenMP helpers until it needs them. Source: OpenMP 5.0, omp_pause_resource_all."
+    try:
+        return ctypes.CDLL("libgomp.so.1").omp_pause_resource_all(1) == 0  # 1: soft, nothing is forgotten
+    except (AttributeError, OSError):  # another OpenMP
+        return False

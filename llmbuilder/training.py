@@ -53,8 +53,8 @@ from .checkpoint import (
 from .config import Config, LLMBuilderError, ModelConfig, TrainingConfig, notify
 from .device import (
     Dist, all_sum, autocast, compile_model, dist_info, gather_all, init_distributed, keep_freed_memory,
-    make_scaler, memory_used, on_main, peak_flops, pick_device, resolve_precision, rng_state, seed_everything,
-    set_rng_state, several, tell_all)
+    make_scaler, memory_used, on_main, peak_flops, pick_device, release_helpers, resolve_precision, rng_state,
+    seed_everything, set_rng_state, several, tell_all)
 from .model import STRUCTURAL, Transformer, flops_per_token
 from .optim import build_optimizer, build_scheduler, effective_warmup
 
@@ -1300,6 +1300,7 @@ class InBackground:
         if self._thread is not None and self._thread.is_alive():
             raise TrainingError("this trainer is already running")
         self.error = None
+        release_helpers()  # this thread's are idle now, and would slow down those of the run
         self._thread = threading.Thread(target=self._run_in_thread, daemon=True, name="llmbuilder-training")
         self._thread.start()
         return self

@@ -340,7 +340,7 @@ def test_the_report_counts(folder, text):
     assert [report.duplicates, report.too_short, report.cleaned, report.near_duplicates] == [1, 1, 1, 0]
     assert report.bytes == sum(f.stat().st_size for f in find_files("t"))
     assert report.kept_bytes == sum(len(doc.encode()) for doc in documents)
-    assert "left out: 1 too short, 1 duplicates" in str(report) and "| duplicates | 1 |" in report._repr_markdown_()
+    assert "left out: 1 too short, 1 duplicate" in str(report) and "| duplicates | 1 |" in report._repr_markdown_()
     assert DataReport(**vars(report)) == report
 
 
@@ -528,8 +528,8 @@ def test_from_tokens_takes_what_holds_ids(tokenizer):
 
 
 def test_case_29_from_two_tokens_up(folder, tokenizer):
-    assert "1 id(s)" in complaint(TextDataset.from_tokens, [7], 4)
-    assert "0 id(s)" in complaint(TextDataset.from_tokens, [], 4)
+    assert "1 id;" in complaint(TextDataset.from_tokens, [7], 4)
+    assert "0 ids;" in complaint(TextDataset.from_tokens, [], 4)
     x, y = TextDataset.from_tokens([7, 8], 4)[0]
     assert x.tolist() == [7, 8, 0, 0] and y.tolist() == [8, -100, -100, -100]
     _write("word.txt", b"word")

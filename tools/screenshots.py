@@ -1,6 +1,6 @@
-"""The pictures of the four views in docs/images: a real JupyterLab in Chromium, light, dark and on a page 900 pixels wide.
+"""The pictures of the four views in nbs/images: a real JupyterLab in Chromium, light, dark and on a page 900 pixels wide.
 
-    python tools/screenshots.py [VIEW ...] [--out docs/images] [--zoom 1.5]
+    python tools/screenshots.py [VIEW ...] [--out nbs/images] [--zoom 1.5]
 
 VIEW is training, playground, tokenizer or attention; none named: all four. --zoom shows what a reader sees who enlarges the page.
 """
@@ -113,7 +113,7 @@ def take(lab, chrome, name, out, zoom):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("views", nargs="*", metavar="VIEW")
-    parser.add_argument("--out", type=Path, default=ROOT / "docs" / "images")
+    parser.add_argument("--out", type=Path, default=ROOT / "nbs" / "images")
     parser.add_argument("--zoom", type=float, default=1.0)
     args = parser.parse_args()
     if unknown := set(args.views) - set(CELLS):

@@ -21,6 +21,20 @@ def events(folder):
     return [r["event"] for r in read_metrics(folder)]
 
 
+def downloaded(page, kind, tries=3):
+    "What a click on a link brings. The page is alive: a click that lands while it moves is lost, and a reader clicks again."
+    from playwright.sync_api import TimeoutError as PlaywrightTimeout
+
+    for left in reversed(range(tries)):
+        try:
+            with page.expect_download(timeout=15_000) as download:
+                page.get_by_role("link", name=kind, exact=True).click()
+            return Path(download.value.path()).read_bytes()
+        except PlaywrightTimeout:
+            if not left:
+                raise
+
+
 def test_each_button(notebook, lab):
     run = lab.root / "runs" / "panel"
     cells = [
@@ -94,9 +108,7 @@ def test_each_button(notebook, lab):
     until(lambda: page.locator(".lb-tile b").count() and step(nb) > at, "the panel comes back and goes on")
     page.get_by_role("button", name="Save files").click()
     for kind, start in ("CSV", b"event,step"), ("JSON", b"{"), ("PNG", b"\x89PNG"), ("SVG", b"<?xml"):
-        with page.expect_download() as download:
-            page.get_by_role("link", name=kind, exact=True).click()
-        assert Path(download.value.path()).read_bytes().startswith(start)
+        assert downloaded(page, kind).startswith(start)
         assert (run / "export" / f"panel.{kind.lower()}").exists()
 
     nb.button("Stop").dblclick()
