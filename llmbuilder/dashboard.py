@@ -40,6 +40,7 @@ from PIL import Image
 # %% ../nbs/13_dashboard.ipynb #5bd7dbd2
 from .checkpoint import CheckpointError, find_checkpoint, load_model
 from .config import GenerationConfig, LLMBuilderError, notify
+from .device import release_helpers
 from .generation import (
     FILTER_ORDER, SampleDuringTraining, TextGenerator, TokenScore, as_cli_call, as_python_call, evaluating,
     filter_stages, generate_ids, generation_config)
@@ -1413,6 +1414,7 @@ class _PlayBase(View):
         self.stopping.clear()
         self.ui.generate.disabled = self.ui.beside.disabled = True
         self.ui.stop.disabled, self.ui.note.value = False, ""
+        release_helpers()  # of this thread: they would slow down those of the job
         self.job = threading.Thread(target=self._run, args=(act,), daemon=True, name="llmbuilder-playground")
         self.job.start()
 
