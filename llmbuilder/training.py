@@ -1439,6 +1439,7 @@ def evaluate_trainer(trainer, dataset: Dataset | None) -> Evaluation:
         raise TrainingError("there is no validation set: give evaluate() a dataset, or the Trainer a val_dataset")
     if trainer.stepper is None: return evaluate(trainer.model, dataset, next(trainer.model.parameters()).device)
     stepper = trainer.stepper
+    stepper.optimizer.zero_grad(set_to_none=True)  # gradients are used up; the evaluation gets their memory
     return evaluate_together(stepper.eval_model, dataset, trainer.device, stepper.precision, trainer.place)
 
 # %% ../nbs/07_training.ipynb #5a0c286e
