@@ -627,7 +627,7 @@ class CheckpointWriter:
 
     def submit(self, state: dict, names: list[str] = ()):
         "Copy `state` and have it written as the latest checkpoint, under further `names` too."
-        self.raise_error()
+        self.flush()  # one copy in memory at a time
         start = time.perf_counter()
         copied = copy_state(state)
         self.spent += time.perf_counter() - start

@@ -410,7 +410,7 @@ def keep_freed_memory(
     return all(mallopt(option, limit) or mallopt(option, 2**25) for option in (mmap_threshold, trim_threshold))
 
 # %% ../nbs/05_device.ipynb #04d47fa1
-def release_helpers() -> bool:
+def release_helpers() -> bool:  # whether there was somebody to ask
     "End the calling thread's OpenMP helpers until it needs them. Source: OpenMP 5.0, omp_pause_resource_all."
     try:
         return ctypes.CDLL("libgomp.so.1").omp_pause_resource_all(1) == 0  # 1: soft, nothing is forgotten

@@ -365,7 +365,7 @@ class Decoding:
         "One more token for every row. Raises GenerationError where the model's output is not numbers."
         if self.cache.length == self.window:
             _slide(self)
-        logits = self.model(self.input, cache=self.cache, last_only=True)[:, -1].float().contiguous()  # (B, V)
+        logits = self.model(self.input, cache=self.cache, last_only=True)[:, -1].float().contiguous()  # (B, V) by rows
         if self.seen is not None:
             logits = _penalise(logits, self.seen, self.penalty)
         if self.banned is not None:

@@ -69,6 +69,11 @@ def test_help_needs_no_torch(run):
     assert not loaded(run, code) & HEAVY
 
 
+def test_training_needs_no_pictures(run):
+    "matplotlib costs 27 MB, and a run that draws nothing does without."
+    assert not loaded(run, "import llmbuilder.pipeline") & {"matplotlib", "IPython", "ipywidgets"}
+
+
 def test_nothing_for_authors_is_imported(run):
     code = "import importlib\nfor m in %r: importlib.import_module('llmbuilder.' + m)" % [m for m in MODULES if m[0] != "_"]
     assert not loaded(run, code) & {"nbdev", "fastcore", "execnb", "transformers", "wandb", "pytest"}

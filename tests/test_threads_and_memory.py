@@ -1,0 +1,97 @@
+"""What a run leaves alone: the helper threads of others, and memory that it does not need now."""
+
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+
+from llmbuilder import checkpoint
+from llmbuilder.config import ModelConfig, TrainingConfig
+from llmbuilder.data import TextDataset
+from llmbuilder.model import build_model
+from llmbuilder.training import Callback, Trainer
+
+libgomp = pytest.mark.skipif(sys.platform != "linux", reason="counts threads in /proc, and helpers of libgomp")
+
+HELPERS = """
+import os, time, torch
+torch.set_num_threads(2)
+torch.ones(1_000_000).isfinite().all()  # large enough for a helper
+threads = lambda: len(os.listdir("/proc/self/task"))
+before = threads()
+"""
+
+TRAINER = """
+from llmbuilder.config import ModelConfig, TrainingConfig
+from llmbuilder.data import TextDataset
+from llmbuilder.model import build_model
+from llmbuilder.training import Trainer
+config = ModelConfig(vocab_size=16, max_seq_length=8, embedding_dim=16, num_layers=1, num_heads=2)
+data = TextDataset.from_tokens([i % 16 for i in range(200)], 8)
+trainer = Trainer(build_model(config), data, None, TrainingConfig(max_steps=3, batch_size=2), "run", progress=False)
+"""
+
+
+@libgomp
+def test_a_save_starts_no_helpers_of_its_own(run):
+    "Two teams of helpers on two cores put training's to sleep between any two operations."
+    done = run("-c", HELPERS + """
+from pathlib import Path
+from llmbuilder.checkpoint import CheckpointWriter
+writer = CheckpointWriter(Path("checkpoints"), keep=2)
+writer.submit({"model": {"weight": torch.ones(1_000_000)}, "counters": {"step": 1}})
+writer.flush()
+print(threads() - before, len(list(Path("checkpoints").iterdir())))
+""")
+    assert done.stdout.split() == ["1", "1"], done.stdout + done.stderr  # the writer itself, and its file
+
+
+@libgomp
+def test_a_run_in_the_background_sends_the_callers_helpers_home(run):
+    done = run("-c", TRAINER + HELPERS + """
+trainer.start()
+trainer.wait()
+while any(t.name.startswith("llmbuilder") for t in __import__("threading").enumerate()): time.sleep(0.05)
+after = threads()
+from llmbuilder.device import release_helpers
+assert release_helpers()
+print(after - threads(), trainer.results.steps)
+""")
+    assert done.stdout.splitlines()[-1].split() == ["0", "3"], done.stdout + done.stderr  # none was left to send
+
+
+def test_a_save_is_copied_when_the_one_before_is_written(tmp_path, monkeypatch):
+    "Else two copies of the state lie in memory."
+    happened, write_all = [], checkpoint._write_all
+
+    def slowly(*args):
+        time.sleep(0.1)
+        write_all(*args)
+        happened.append("written")
+
+    monkeypatch.setattr(checkpoint, "_write_all", slowly)
+    monkeypatch.setattr(checkpoint, "copy_state", lambda value: happened.append("copied") or value)
+    writer = checkpoint.CheckpointWriter(tmp_path, keep=2)
+    for step in 1, 2, 3:
+        writer.submit({"model": {"weight": torch.ones(2)}, "counters": {"step": step}})
+    writer.close()
+    assert happened == ["copied", "written"] * 3
+
+
+def test_gradients_are_gone_when_the_model_is_evaluated(tmp_path):
+    "The evaluation gets their memory."
+    seen = []
+
+    class Look(Callback):
+        name = "look"
+
+        def on_evaluate(self, trainer, record):
+            seen.append([p.grad is None for p in trainer.model.parameters()])
+
+    config = ModelConfig(vocab_size=16, max_seq_length=8, embedding_dim=16, num_layers=1, num_heads=2)
+    data = TextDataset.from_tokens([i % 16 for i in range(200)], 8)
+    settings = TrainingConfig(max_steps=3, eval_every=1, batch_size=2)
+    Trainer(build_model(config), data, data, settings, Path(tmp_path) / "run", callbacks=[Look()], progress=False).train()
+    assert len(seen) == 3 and all(map(all, seen))
