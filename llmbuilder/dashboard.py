@@ -790,7 +790,10 @@ class _Listener(Callback):
         self.panel.news()
 
     def on_log(self, trainer, record):
-        self.panel.news()
+        if record["event"] == "pause":
+            self.panel.refresh()  # while the run holds, drawing takes nothing from it
+        else:
+            self.panel.news()
 
     def on_end(self, trainer, results):
         self.panel.ended(None)

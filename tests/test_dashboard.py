@@ -123,6 +123,22 @@ def test_pause_resume_stop(trainer):
     panel.settle()
 
 
+def test_the_chart_is_up_to_date_while_a_run_is_paused(trainer):
+    "Even where the budget would not allow another drawing for a long time: nothing is taken from a run that holds."
+    t = slow_down(trainer(5000))
+    panel = db.TrainingDashboard(t)
+    panel.charts.share = 1e-9  # of the time: after the first drawing the next one is far away
+    panel.buttons.start.click()
+    until(lambda: t.state.step > 20)
+    t.pause()
+    until(lambda: db.phase(t) == "paused")
+    try:
+        until(lambda: "paused at step" in panel.ui.caption.value, 20)
+    finally:
+        t.stop()
+        t.wait()
+
+
 def test_learning_rate(trainer):
     t = slow_down(trainer(steps=5000))
     panel = db.TrainingDashboard(t)
