@@ -10,7 +10,7 @@ from sides import GENERATION, best_of
 from torch import nn
 
 from llmbuilder.config import ModelConfig
-from llmbuilder.model import build_model, linear
+from llmbuilder.model import _by_onednn, build_model, linear
 
 
 def halves(x, w):
@@ -29,7 +29,7 @@ WAYS = {
     "weights first": lambda x, w: (w @ x.T).T,
     "weights first, in halves": halves,
     "weights first, rows in two batches": lambda x, w: batches(x, w) if len(x) > 1 else halves(x, w),
-    "oneDNN's (private in torch)": lambda x, w: torch.ops.mkldnn._linear_pointwise(x, w, None, "none", [], ""),
+    "by oneDNN": lambda x, w: _by_onednn(F.linear, x, w),
 }
 
 
@@ -39,7 +39,7 @@ def main():
     weights = [m.weight for m in model.modules() if isinstance(m, nn.Linear)] + [model.embed.weight]
     numbers = sum(w.numel() for w in weights)
     print(f"{torch.get_num_threads()} threads, {numbers * 4 / 1e6:.0f} MB of weights")
-    for rows in 1, 4, 16, 64:
+    for rows in 1, 4, 16, 64, 768:
         inputs = [torch.randn(rows, w.shape[1]) for w in weights]
         for name, way in WAYS.items():
             seconds = best_of(lambda: [way(x, w) for x, w in zip(inputs, weights)], 0.5, 20)

@@ -4,11 +4,12 @@
 
 # %% auto #0
 __all__ = ['FEW', 'SMALL', 'ModelError', 'loss_from_logits', 'check_targets', 'causal_mask', 'naive_attention', 'rope_tables',
-           'apply_rope', 'RMSNorm', 'make_norm', 'linear', 'Linear', 'FusedLinear', 'Attention', 'SwiGLU', 'GELUMLP',
-           'Block', 'init_weights', 'check_ids', 'check_room', 'Transformer', 'build_model', 'count_parameters',
-           'model_table', 'flops_per_token', 'attention_maps', 'KVCache']
+           'apply_rope', 'RMSNorm', 'make_norm', 'onednn_is_exact', 'linear', 'Linear', 'FusedLinear', 'Attention',
+           'SwiGLU', 'GELUMLP', 'dropout', 'Block', 'init_weights', 'check_ids', 'check_room', 'Transformer',
+           'build_model', 'count_parameters', 'model_table', 'flops_per_token', 'attention_maps', 'KVCache']
 
 # %% ../nbs/03_model.ipynb #e4db4b38
+import functools
 import math
 
 import torch
@@ -96,26 +97,23 @@ def apply_rope(
 
 # %% ../nbs/03_model.ipynb #1c6d76d0
 class _RMSNormCPU(torch.autograd.Function):
-    "RMSNorm for a CPU, with LayerNorm's fused backward pass doing the heavy part."
+    "RMSNorm with its backward pass written out."
 
     @staticmethod
     def forward(ctx, x, weight, eps):
-        size = x.shape[-1]
-        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(size).add_(eps).rsqrt_()  # (..., 1)
-        ctx.save_for_backward(x, weight, scale)
-        return (x * scale).mul_(weight)
+        scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        unit = x * scale  # (..., n); scale is (..., 1)
+        ctx.save_for_backward(unit, weight, scale)
+        return unit * weight
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        x, weight, scale = ctx.saved_tensors
-        grad, x, zero = grad.contiguous(), x.contiguous(), torch.zeros_like(scale)
-        with torch.autocast("cpu", enabled=False):  # all of this in the precision it comes in
-            dx, dweight, _ = torch.ops.aten.native_layer_norm_backward(
-                grad, x, x.shape[-1:], zero, scale, weight, None, [True, True, False]
-            )
-            dx.add_((grad @ weight).unsqueeze_(-1).mul_(scale).div_(x.shape[-1]))  # the mean that LayerNorm took away
-        return dx, dweight, None
+        unit, weight, scale = ctx.saved_tensors
+        along = grad * unit
+        dweight = along.reshape(-1, len(weight)).sum(0)
+        mean = along.mul_(weight).mean(-1, keepdim=True)  # (..., 1)
+        return (grad * weight).addcmul_(unit, mean, value=-1).mul_(scale), dweight, None
 
 # %% ../nbs/03_model.ipynb #98d8ffae
 class RMSNorm(nn.RMSNorm):
@@ -139,6 +137,44 @@ def make_norm(
     return nn.LayerNorm(config.embedding_dim, eps=config.norm_eps, bias=config.bias)
 
 # %% ../nbs/03_model.ipynb #b9e89f4f
+def _by_onednn(product, *operands):
+    "A product of float32 tensors by oneDNN, where PyTorch can be brought to ask it."
+    matmul = torch.backends.mkldnn.matmul
+    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+    try:
+        return product(*operands)
+    finally:
+        matmul.fp32_precision = before
+
+
+@functools.cache
+def onednn_is_exact() -> bool:
+    "Whether float32 products by oneDNN are float32 products: there is AVX-512, and no 16 bits come into play."
+    if not torch.backends.mkldnn.is_available() or torch.backends.cpu.get_cpu_capability() != "AVX512":
+        return False
+    a, b = torch.rand(2, 256, 256, generator=torch.Generator().manual_seed(0))
+    error = _by_onednn(torch.mm, a, b).double() - a.double() @ b.double()
+    return error.abs().max().item() < 1e-3  # float32: 0.0001 at most; 16 bits: 0.05
+
+# %% ../nbs/03_model.ipynb #82c64e52
+class _LinearCPU(torch.autograd.Function):
+    "x @ weight.T + bias for training on a CPU, its three products by oneDNN."
+
+    @staticmethod
+    def forward(ctx, x, weight, bias):
+        ctx.save_for_backward(x, weight)
+        y = _by_onednn(F.linear, x.reshape(-1, x.shape[-1]), weight, bias)  # (rows, out)
+        return y.view(*x.shape[:-1], len(weight))
+
+    @staticmethod
+    def backward(ctx, grad):
+        x, weight = ctx.saved_tensors
+        rows, needed = grad.reshape(-1, len(weight)), ctx.needs_input_grad
+        dx = _by_onednn(torch.mm, rows, weight).view(x.shape) if needed[0] else None
+        dweight = _by_onednn(torch.mm, rows.T, x.reshape(-1, x.shape[-1])) if needed[1] else None
+        return dx, dweight, rows.sum(0) if needed[2] else None
+
+# %% ../nbs/03_model.ipynb #2ddadd8f
 FEW, SMALL = 16, 2**16  # most rows, and fewest weights, for which `linear` puts the weights first
 
 
@@ -147,10 +183,12 @@ def linear(
     weight: torch.Tensor,  # (out, in)
     bias: torch.Tensor | None = None,  # (out,)
 ) -> torch.Tensor:  # (..., out)
-    "x @ weight.T + bias; weights first for a few float32 rows without gradients on a CPU."
-    usual = torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or torch.compiler.is_compiling()
-    if usual or not x.is_cpu or x.dtype != torch.float32:
+    "x @ weight.T + bias; in float32 on a CPU by oneDNN with gradients, and weights first for a few rows without."
+    plain = x.is_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    if not plain or torch.compiler.is_compiling():
         return F.linear(x, weight, bias)
+    if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
+        return (_LinearCPU.apply if onednn_is_exact() else F.linear)(x, weight, bias)
     if not 0 < x.shape[:-1].numel() <= FEW or weight.numel() < SMALL or len(weight) % 2:
         return F.linear(x, weight, bias)
     columns = x.reshape(-1, x.shape[-1]).T  # (in, rows)
@@ -244,6 +282,19 @@ class GELUMLP(nn.Module):
         return self.down(F.gelu(self.up(x), approximate="tanh"))  # (B, T, C)
 
 # %% ../nbs/03_model.ipynb #889df45f
+def dropout(
+    x: torch.Tensor,  # any shape
+    p: float,  # share that becomes zero, from 0 up to below 1
+) -> torch.Tensor:  # like x; what is left is divided by 1 - p, so that the mean stays
+    "Dropout (Srivastava et al., 2014); on a CPU with p to the nearest 1/65536."
+    if not x.is_cpu or torch.compiler.is_compiling():
+        return F.dropout(x, p)
+    bits = torch.empty((x.numel() + 3) // 4, dtype=torch.int64).random_(-(2**63), None)
+    zeros = min(round(p * 2**16), 2**16 - 1)  # of the 65,536 values of 16 bits
+    kept = bits.view(torch.int16)[: x.numel()].view(x.shape) >= zeros - 2**15
+    return x * kept.to(x.dtype).mul_(2**16 / (2**16 - zeros))
+
+# %% ../nbs/03_model.ipynb #3d7fe9de
 class Block(nn.Module):
     "One layer: x plus attention of x, then plus the feed-forward part of that, each on a normalised copy."
 
@@ -256,7 +307,7 @@ class Block(nn.Module):
     def drop(self, x):
         "Dropout at the rate that the config says now."
         p = self.config.dropout
-        return F.dropout(x, p) if p > 0 and self.training else x
+        return dropout(x, p) if p > 0 and self.training else x
 
     def forward(self, x, rope=None, cache=None, layer=0, mask=None):
         x = x + self.drop(self.attn(self.norm1(x), rope, cache, layer, mask))  # (B, T, C)
@@ -358,7 +409,7 @@ class Transformer(nn.Module):
             x = x + self.pos_embed.weight[positions]
         else:
             rope = self.rope_cos[positions], self.rope_sin[positions]  # (T, 1, hd) or (B, T, 1, hd)
-        return (F.dropout(x, p) if p > 0 and self.training else x), rope
+        return (dropout(x, p) if p > 0 and self.training else x), rope
 
     def forward(
         self,

@@ -9,6 +9,7 @@ __all__ = ['STAGE_FORMAT', 'WATCHING', 'OWN_FILES', 'fingerprint', 'stage_key', 
 
 # %% ../nbs/15_pipeline.ipynb #d1989b8c
 import dataclasses
+import gc
 import hashlib
 import json
 import math
@@ -401,11 +402,10 @@ def run_plan(
         dataset, report = tokens_stage(plan, records, tokenizer)
     train_part, val_part = _with_notice(dataset).split(config.training.val_fraction)
     seed_everything(config.training.seed)
-    model = build_model(config.model)
-    trainer = Trainer(
-        model, train_part, val_part, config, plan.output_dir, tokenizer=tokenizer, resume=resume, overwrite=overwrite,
-        callbacks=[_RecordRun(plan), *callbacks])
-    results = trainer.train()
+    results = Trainer(
+        build_model(config.model), train_part, val_part, config, plan.output_dir, tokenizer=tokenizer, resume=resume,
+        overwrite=overwrite, callbacks=[_RecordRun(plan), *callbacks]).train()
+    gc.collect()  # the trainer with its optimizer, before the best model is loaded beside it
     return _pipeline(plan.output_dir, config, results=results, report=report)
 
 # %% ../nbs/15_pipeline.ipynb #b12c7a72

@@ -4,9 +4,9 @@
 
 # %% auto #0
 __all__ = ['OUT_OF_MEMORY_TOGETHER', 'TrainingError', 'epoch_order', 'fetch', 'Evaluation', 'evaluate', 'fetch_share',
-           'is_sliced', 'share_model', 'exchange', 'whole', 'sliced_like', 'check_sharing', 'clip_gradients', 'Stepper',
-           'can_skip_on_device', 'guarded_step', 'Wishes', 'RunControl', 'stop_on_signals', 'TrainState', 'sparkline',
-           'TrainingResults', 'new_figure', 'plot_losses', 'Callback', 'ui_mode', 'ProgressBar', 'scalars',
+           'is_sliced', 'share_model', 'exchange', 'whole', 'sliced_like', 'check_sharing', 'takes_hints',
+           'clip_gradients', 'Stepper', 'guarded_step', 'Wishes', 'RunControl', 'stop_on_signals', 'TrainState',
+           'sparkline', 'TrainingResults', 'new_figure', 'plot_losses', 'Callback', 'ui_mode', 'ProgressBar', 'scalars',
            'records_csv', 'CsvLogger', 'WandbLogger', 'TensorBoardLogger', 'check_inputs', 'state_bytes', 'check_disk',
            'is_out_of_memory', 'new_run_folder', 'training_loop', 'remaining_batches', 'should_stop', 'between_steps',
            'answer_requests', 'hold', 'Stopwatch', 'take_step', 'batch_gradients', 'halve_micro_batch', 'after_step',
@@ -208,15 +208,23 @@ def check_sharing(
                             "or do without it")
 
 # %% ../nbs/07_training.ipynb #214b5ddd
+def takes_hints(optimizer: torch.optim.Optimizer) -> bool:
+    "Whether `grad_scale` and `found_inf` mean something to the optimizer; with weights that are cut up, Python decides."
+    sliced = any(is_sliced(p) for group in optimizer.param_groups for p in group["params"])
+    return getattr(optimizer, "_step_supports_amp_scaling", False) and not sliced
+
+# %% ../nbs/07_training.ipynb #29ebd435
 def clip_gradients(
     parameters: list[torch.nn.Parameter],  # those with gradients
     max_norm: float,  # 0 = measure only
+    optimizer: torch.optim.Optimizer | None = None,  # that steps next and can divide by itself; None: divide here
 ) -> torch.Tensor:  # () the norm before clipping
-    "Scale all gradients so that their joint norm is at most `max_norm`."
-    gradients = [p.grad for p in parameters if p.grad is not None]
-    norm = whole(torch.nn.utils.get_total_norm(gradients))
-    fits = norm.device.type == "cpu" and norm + 1e-6 <= max_norm  # a GPU would have to be waited for
-    if max_norm and not fits: torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    "Scale all gradients so that their joint norm is at most `max_norm`; a fused optimizer is only told the divisor."
+    norm = whole(torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None]))
+    fits = norm.device.type == "cpu" and norm <= max_norm  # a GPU would have to be waited for
+    if not max_norm or fits: return norm
+    if optimizer is None: torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, norm)
+    else: optimizer.grad_scale = (norm.float() / max_norm).clamp(min=1)
     return norm
 
 # %% ../nbs/07_training.ipynb #eb8afac9
@@ -264,7 +272,8 @@ class Stepper:
     def update(self, loss):
         "Clip and step, unless the loss or a gradient is not finite; return the gradient norm."
         self.scaler.unscale_(self.optimizer)
-        norm = clip_gradients(self.parameters, self.config.max_grad_norm)
+        told = None if self.scaler.is_enabled() or not takes_hints(self.optimizer) else self.optimizer
+        norm = clip_gradients(self.parameters, self.config.max_grad_norm, told)
         guarded_step(self.optimizer, self.scaler, torch.isfinite(loss) & torch.isfinite(norm))
         self.set_updates(self.scheduler.last_epoch + 1)
         if self.ema: self.ema.update_parameters(self.model)
@@ -277,12 +286,6 @@ class Stepper:
             group["lr"] = base * factor(updates)
 
 # %% ../nbs/07_training.ipynb #a5535e28
-def can_skip_on_device(optimizer: torch.optim.Optimizer) -> bool:
-    "Whether the optimizer looks at `found_inf` itself; with weights that are cut up, Python decides."
-    sliced = any(is_sliced(p) for group in optimizer.param_groups for p in group["params"])
-    return getattr(optimizer, "_step_supports_amp_scaling", False) and not sliced
-
-# %% ../nbs/07_training.ipynb #8678743c
 def guarded_step(
     optimizer: torch.optim.Optimizer,  # steps the parameters
     scaler: torch.amp.GradScaler,  # decides by itself when enabled (fp16)
@@ -292,12 +295,12 @@ def guarded_step(
     if scaler.is_enabled():
         scaler.step(optimizer)
         scaler.update()
-    elif finite.device.type == "cpu" or not can_skip_on_device(optimizer):
+    elif finite.device.type == "cpu" or not takes_hints(optimizer):
         if finite: optimizer.step()
     else:
-        optimizer.grad_scale, optimizer.found_inf = None, (~finite).float()
+        optimizer.found_inf = (~finite).float()
         optimizer.step()
-        optimizer.found_inf = None
+    optimizer.grad_scale = optimizer.found_inf = None  # hints are for one step
 
 # %% ../nbs/07_training.ipynb #7c9eb22c
 @dataclass(frozen=True)
@@ -1407,12 +1410,12 @@ def run_to_the_end(trainer) -> TrainingResults:  # also when it was stopped
     "Open, loop, finish; whatever goes wrong in between is written down before it is raised."
     with ExitStack() as stack:
         open_run(trainer, stack)
+        stack.enter_context(stop_on_signals(trainer.control))  # also while a failure is being written down
         try:
-            with stop_on_signals(trainer.control):
-                trainer.emit("on_start")
-                if trainer.place.is_main: announce(trainer)
-                training_loop(trainer)
-                return finish(trainer)
+            trainer.emit("on_start")
+            if trainer.place.is_main: announce(trainer)
+            training_loop(trainer)
+            return finish(trainer)
         except BaseException as error:
             error = lost_process(trainer, error) or error
             mark_failed(trainer, error)

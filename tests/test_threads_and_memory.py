@@ -1,5 +1,6 @@
 """What a run leaves alone: the helper threads of others, and memory that it does not need now."""
 
+import gc
 import sys
 import time
 from pathlib import Path
@@ -7,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from llmbuilder import checkpoint
+from llmbuilder import checkpoint, pipeline
 from llmbuilder.config import ModelConfig, TrainingConfig
 from llmbuilder.data import TextDataset
 from llmbuilder.model import build_model
@@ -95,3 +96,19 @@ def test_gradients_are_gone_when_the_model_is_evaluated(tmp_path):
     settings = TrainingConfig(max_steps=3, eval_every=1, batch_size=2)
     Trainer(build_model(config), data, data, settings, Path(tmp_path) / "run", callbacks=[Look()], progress=False).train()
     assert len(seen) == 3 and all(map(all, seen))
+
+
+def test_nothing_of_the_trainer_is_left_when_the_pipeline_loads_its_model(tmp_path, monkeypatch):
+    "A trainer refers to itself in places; with its optimizer it is three times the model's size."
+    trainers = lambda: sum(type(o) is Trainer for o in gc.get_objects())
+    left, load = [], pipeline.load_model
+    monkeypatch.setattr(pipeline, "load_model", lambda *args: left.append(trainers()) or load(*args))
+    (tmp_path / "text.txt").write_text("All the world's a stage, and all the men and women merely players. " * 30, encoding="utf-8")
+    config = {"vocab_size": 280, "block_size": 8, "model": {"embedding_dim": 16, "num_layers": 1, "num_heads": 2},
+              "training": {"max_steps": 3, "batch_size": 2}}
+    gc.collect()
+    before = trainers()
+    gc.disable()
+    try: pipeline.train(tmp_path / "text.txt", tmp_path / "run", config)
+    finally: gc.enable()
+    assert left == [before]

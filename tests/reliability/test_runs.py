@@ -160,7 +160,7 @@ def test_case_17_with_a_scaler_made_by_hand(monkeypatch):
     from llmbuilder.model import build_model
 
     torch.manual_seed(0)
-    model = build_model(ModelConfig(**MODEL))
+    model = scale_loss(build_model(ModelConfig(**MODEL)), 1e3)
     stepper = Stepper(model, TrainingConfig(device="cpu", warmup_steps=0), 100, torch.device("cpu"))
     stepper.scaler = torch.amp.GradScaler("cpu", enabled=True, init_scale=2.0**127)
     x, y = faults.windows().get_batch(torch.arange(4))
