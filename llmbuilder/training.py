@@ -209,9 +209,10 @@ def check_sharing(
 
 # %% ../nbs/07_training.ipynb #214b5ddd
 def takes_hints(optimizer: torch.optim.Optimizer) -> bool:
-    "Whether `grad_scale` and `found_inf` mean something to the optimizer; with weights that are cut up, Python decides."
-    sliced = any(is_sliced(p) for group in optimizer.param_groups for p in group["params"])
-    return getattr(optimizer, "_step_supports_amp_scaling", False) and not sliced
+    "Whether the optimizer, on the devices of its parameters, minds `grad_scale` and `found_inf`."
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    minded = all(p.device.type in ("cpu", "cuda") and not is_sliced(p) for p in parameters)
+    return minded and getattr(optimizer, "_step_supports_amp_scaling", False)
 
 # %% ../nbs/07_training.ipynb #29ebd435
 def clip_gradients(

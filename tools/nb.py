@@ -57,7 +57,7 @@ def run(name):
     done = ROOT / f".nbtext/{name}.done.ipynb"
     done.parent.mkdir(parents=True, exist_ok=True)
     cmd = [sys.executable, "-m", "jupyter", "nbconvert", "--to", "notebook", "--execute", str(nb), "--output", str(done)]
-    env = {**os.environ, "LLMBUILDER_UI": "text"}
+    env = {"LLMBUILDER_UI": "text", **os.environ}
     env.pop("MPLBACKEND", None)  # with agg, as tests set it, no plot would be shown, and none kept
     subprocess.run(cmd, cwd=nb.parent, check=True, env=env, stdin=subprocess.DEVNULL)
     with LOCK:
