@@ -27,6 +27,7 @@ import torch.distributed as dist
 from torch import nn
 
 from .config import LLMBuilderError, notify
+from .model import linear
 
 # %% ../nbs/05_device.ipynb #53bf295c
 class DeviceError(LLMBuilderError, RuntimeError):
@@ -332,13 +333,13 @@ _measured: dict[tuple, float] = {}  # FLOP/s of this machine, measured once
 
 # %% ../nbs/05_device.ipynb #ad64030b
 def _measure_flops(device: torch.device, n: int = 768, seconds: float = 0.15) -> float:
-    "Best float32 FLOP/s of an n by n matrix product within this time."
+    "Best float32 FLOP/s of an n by n layer in training within this time."
     generator = torch.Generator().manual_seed(0)  # not the global one: measuring must not change a run
-    a, best = torch.randn(n, n, generator=generator).to(device), float("inf")
+    a, best = torch.randn(n, n, generator=generator).to(device).requires_grad_(), float("inf")
     end = time.perf_counter() + seconds
     while best == float("inf") or time.perf_counter() < end:
         start = time.perf_counter()
-        torch.mm(a, a)[0, 0].item()  # .item() waits for the result
+        linear(a, a)[0, 0].item()  # as the model's layers multiply; .item() waits for the result
         best = min(best, time.perf_counter() - start)
     return 2 * n**3 / best
 

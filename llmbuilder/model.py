@@ -102,14 +102,14 @@ class _RMSNormCPU(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x, weight, eps):
         scale = torch.linalg.vector_norm(x, dim=-1, keepdim=True).square_().div_(x.shape[-1]).add_(eps).rsqrt_()
-        unit = x * scale  # (..., n); scale is (..., 1)
-        ctx.save_for_backward(unit, weight, scale)
-        return unit * weight
+        ctx.save_for_backward(x, weight, scale)  # x (..., n), which is kept anyway, and scale (..., 1)
+        return (x * scale).mul_(weight)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx, grad):
-        unit, weight, scale = ctx.saved_tensors
+        x, weight, scale = ctx.saved_tensors
+        unit = x * scale
         along = grad * unit
         dweight = along.reshape(-1, len(weight)).sum(0)
         mean = along.mul_(weight).mean(-1, keepdim=True)  # (..., 1)
@@ -184,7 +184,7 @@ def linear(
     bias: torch.Tensor | None = None,  # (out,)
 ) -> torch.Tensor:  # (..., out)
     "x @ weight.T + bias; in float32 on a CPU by oneDNN with gradients, and weights first for a few rows without."
-    plain = x.is_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
+    plain = type(x) is torch.Tensor and x.is_cpu and x.dtype == torch.float32 and not torch.is_autocast_enabled("cpu")
     if not plain or torch.compiler.is_compiling():
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
