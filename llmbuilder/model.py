@@ -175,7 +175,7 @@ class _LinearCPU(torch.autograd.Function):
         return dx, dweight, rows.sum(0) if needed[2] else None
 
 # %% ../nbs/03_model.ipynb #2ddadd8f
-FEW, SMALL = 16, 2**16  # most rows, and fewest weights, for which `linear` puts the weights first
+FEW, SMALL = 16, 2**16  # rows that are few, and weights for which another way than PyTorch's is not worth the call
 
 
 def linear(
@@ -188,7 +188,7 @@ def linear(
     if not plain or torch.compiler.is_compiling():
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        return (_LinearCPU.apply if onednn_is_exact() else F.linear)(x, weight, bias)
+        return (_LinearCPU.apply if weight.numel() > SMALL and onednn_is_exact() else F.linear)(x, weight, bias)
     if not 0 < x.shape[:-1].numel() <= FEW or weight.numel() < SMALL or len(weight) % 2:
         return F.linear(x, weight, bias)
     columns = x.reshape(-1, x.shape[-1]).T  # (in, rows)
