@@ -11,6 +11,7 @@ __all__ = ['FEW', 'SMALL', 'ModelError', 'loss_from_logits', 'check_targets', 'c
 # %% ../nbs/03_model.ipynb #e4db4b38
 import functools
 import math
+import threading
 
 import torch
 import torch.nn.functional as F
@@ -137,14 +138,18 @@ def make_norm(
     return nn.LayerNorm(config.embedding_dim, eps=config.norm_eps, bias=config.bias)
 
 # %% ../nbs/03_model.ipynb #b9e89f4f
+_asking = threading.Lock()  # the setting is the whole process's: two threads take turns
+
+
 def _by_onednn(product, *operands):
     "A product of float32 tensors by oneDNN, where PyTorch can be brought to ask it."
     matmul = torch.backends.mkldnn.matmul
-    before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
-    try:
-        return product(*operands)
-    finally:
-        matmul.fp32_precision = before
+    with _asking:
+        before, matmul.fp32_precision = matmul.fp32_precision, "bf16"
+        try:
+            return product(*operands)
+        finally:
+            matmul.fp32_precision = before
 
 
 @functools.cache
@@ -175,7 +180,7 @@ class _LinearCPU(torch.autograd.Function):
         return dx, dweight, rows.sum(0) if needed[2] else None
 
 # %% ../nbs/03_model.ipynb #2ddadd8f
-FEW, SMALL = 16, 2**16  # rows that are few, and weights for which another way than PyTorch's is not worth the call
+FEW, SMALL = 16, 2**16  # so many rows are still few; fewer weights are not worth another way than PyTorch's
 
 
 def linear(
@@ -188,7 +193,8 @@ def linear(
     if not plain or torch.compiler.is_compiling():
         return F.linear(x, weight, bias)
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
-        return (_LinearCPU.apply if weight.numel() > SMALL and onednn_is_exact() else F.linear)(x, weight, bias)
+        by_hand = weight.numel() > SMALL and onednn_is_exact()
+        return (_LinearCPU.apply if by_hand else F.linear)(x, weight, bias)
     if not 0 < x.shape[:-1].numel() <= FEW or weight.numel() < SMALL or len(weight) % 2:
         return F.linear(x, weight, bias)
     columns = x.reshape(-1, x.shape[-1]).T  # (in, rows)
