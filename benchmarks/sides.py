@@ -154,6 +154,25 @@ def small_ours(save_every=1, **_):
 def small_unsaved(**_): return small_ours(save_every=0)
 
 
+def small_products(**_):
+    "The limit: the matrix products of the small run's step and nothing else, each by the faster of torch's two libraries."
+    import torch
+    import torch.nn.functional as F
+
+    from llmbuilder.config import ModelConfig
+    from llmbuilder.device import keep_freed_memory
+    from llmbuilder.model import _by_onednn, build_model
+
+    keep_freed_memory()  # as the Trainer has it
+    tokens, model = SMALL["block_size"], build_model(ModelConfig(vocab_size=SMALL["vocab_size"], **SMALL["model"]))
+    weights = [m.weight.detach() for m in model.modules() if isinstance(m, torch.nn.Linear)] + [model.embed.weight.detach()]
+    pairs = [(w, torch.randn(tokens, w.shape[1]), torch.randn(tokens, len(w))) for w in weights]  # weight, input, gradient
+    kinds = (lambda w, x, g: (F.linear, x, w)), (lambda w, x, g: (torch.mm, g, w)), (lambda w, x, g: (torch.mm, g.T, x))
+    ways = (lambda product, *operands: product(*operands)), _by_onednn
+    seconds = sum(min(best_of(lambda: [way(*kind(*pair)) for pair in pairs], 3.0) for way in ways) for kind in kinds)
+    return {"tokens_per_second": tokens / seconds, "flops": 6 * tokens * sum(w.numel() for w in weights) / seconds}
+
+
 def peer2_small(**_):
     "llmbuilder 2.0.0 on the same text, in its own environment."
     started = time.perf_counter()

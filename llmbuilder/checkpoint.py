@@ -12,6 +12,7 @@ __all__ = ['FORMAT', 'FORMAT_VERSION', 'LATEST', 'BEST', 'CheckpointError', 'opt
 # %% ../nbs/06_checkpoint.ipynb #e7733996
 import json
 import math
+import mmap
 import os
 import queue
 import shutil
@@ -597,9 +598,16 @@ def go_back(
     return latest
 
 # %% ../nbs/06_checkpoint.ipynb #37fd7660
+def _copy(tensor):
+    "A copy on the CPU: a large tensor outside the heap."
+    if tensor.nbytes < 2**16: return tensor.to("cpu", copy=True)
+    pages = mmap.mmap(-1, tensor.nbytes)
+    return torch.frombuffer(pages, dtype=tensor.dtype).view(tensor.shape).copy_(tensor)
+
+
 def copy_state(value):
     "A copy on the CPU that training can no longer change."
-    if isinstance(value, torch.Tensor): return value.detach().to("cpu", copy=True)
+    if isinstance(value, torch.Tensor): return _copy(value.detach())
     if isinstance(value, dict): return {k: copy_state(v) for k, v in value.items()}
     return [copy_state(v) for v in value] if isinstance(value, (list, tuple)) else value
 

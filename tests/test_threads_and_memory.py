@@ -49,6 +49,34 @@ print(threads() - before, len(list(Path("checkpoints").iterdir())))
     assert done.stdout.split() == ["1", "1"], done.stdout + done.stderr  # the writer itself, and its file
 
 
+@pytest.mark.parametrize("mine, looks", [({}, "10000"), ({"GOMP_SPINCOUNT": "5"}, "5"), ({"OMP_WAIT_POLICY": "active"}, "None")])
+def test_import_says_how_long_threads_look(run, monkeypatch, mine, looks):
+    "Before torch is loaded, and only where nobody has said it."
+    for name in "GOMP_SPINCOUNT", "OMP_WAIT_POLICY":
+        monkeypatch.delenv(name, raising=False)
+    for name, value in mine.items():
+        monkeypatch.setenv(name, value)
+    done = run("-c", "import llmbuilder, os, sys; print(os.environ.get('GOMP_SPINCOUNT'), 'torch' in sys.modules)")
+    assert done.stdout.split() == [looks, "False"], done.stdout + done.stderr
+
+
+@libgomp
+def test_helpers_soon_sleep_when_nothing_comes(run, monkeypatch):
+    "Processor time of all threads while the calling one rests after each operation: 3 ms of looking, or a tenth."
+    used = {}
+    for looks in "300000", "10000":
+        monkeypatch.setenv("GOMP_SPINCOUNT", looks)
+        done = run("-c", HELPERS + """
+start = time.process_time()
+for _ in range(100):
+    torch.ones(1_000_000).isfinite().all()
+    time.sleep(0.02)
+print(time.process_time() - start)
+""")
+        used[looks] = float(done.stdout)
+    assert used["10000"] < used["300000"] / 1.2, used
+
+
 @libgomp
 def test_a_run_in_the_background_sends_the_callers_helpers_home(run):
     done = run("-c", TRAINER + HELPERS + """
@@ -61,6 +89,28 @@ assert release_helpers()
 print(after - threads(), trainer.results.steps)
 """)
     assert done.stdout.splitlines()[-1].split() == ["0", "3"], done.stdout + done.stderr  # none was left to send
+
+
+@libgomp
+def test_the_copy_of_a_state_goes_back_to_the_system(run):
+    "In the heap, which keeps what is freed, it would stay with the process and leave holes."
+    done = run("-c", """
+import re, torch
+from pathlib import Path
+from llmbuilder.checkpoint import copy_state
+from llmbuilder.device import keep_freed_memory
+keep_freed_memory()
+resident = lambda: int(re.search(r"VmRSS:\\s+(\\d+)", Path("/proc/self/status").read_text())[1]) // 1024
+state = {"model": [torch.ones(1_000_000) for _ in range(20)]}
+before = resident()
+copied = copy_state(state)
+meanwhile, between = resident(), torch.ones(1_000_000)
+assert all(torch.equal(a, b) for a, b in zip(copied["model"], state["model"]))
+del copied
+print(meanwhile - before, resident() - before)
+""")
+    more, left = map(int, done.stdout.split())
+    assert more >= 70 and left <= 20, done.stdout + done.stderr  # 76 MB of copies, 4 of what came between
 
 
 def test_a_save_is_copied_when_the_one_before_is_written(tmp_path, monkeypatch):
