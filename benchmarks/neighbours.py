@@ -66,7 +66,7 @@ def child(seconds: float):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--looks", nargs="*", default=["300000", "10000"], help="values of GOMP_SPINCOUNT; 300000 is libgomp's own")
+    parser.add_argument("--looks", nargs="*", default=["300000", "30000", "10000"], help="values of GOMP_SPINCOUNT; 300000 is libgomp's own")
     parser.add_argument("--repeats", type=int, default=3, help="processes for each value")
     parser.add_argument("--seconds", type=float, default=4.0, help="of each measurement")
     parser.add_argument("--child", action="store_true", help=argparse.SUPPRESS)

@@ -9,7 +9,7 @@ from importlib.util import find_spec
 # How often a waiting OpenMP thread looks before it sleeps, read when torch is loaded. libgomp's own 300,000 looks (3 ms) at the end
 # of every operation make training many times slower as soon as another program needs a core: `benchmarks/neighbours.py`.
 if "OMP_WAIT_POLICY" not in os.environ:
-    os.environ.setdefault("GOMP_SPINCOUNT", "10000")
+    os.environ.setdefault("GOMP_SPINCOUNT", "30000")
 
 # Every public name and the module that defines it. Names resolve on first use, so that `import llmbuilder`
 # (and the command line's --help) never waits for torch.
